@@ -424,6 +424,56 @@ in
         description = "How much address space an evaluation may have, in MiB. One that needs more fails, and says so.";
       };
 
+      policy = {
+        unlockedReferences = mkOption {
+          type = types.bool;
+          default = true;
+          example = false;
+          description = ''
+            Whether a flake reference may be given that means another source tomorrow, such as `github:owner/repo`. It is locked at the
+            beginning of the job. If false, a reference must have a revision or a hash. Lock files that would have to change are refused
+            in any case.
+          '';
+        };
+
+        impure = mkOption {
+          type = types.bool;
+          default = false;
+          example = true;
+          description = "Whether callers may ask for the impure evaluation of a flake.";
+        };
+
+        importFromDerivation = mkOption {
+          type = types.bool;
+          default = true;
+          example = false;
+          description = "Whether the evaluation of what is built may build and import its result.";
+        };
+
+        allowedUris = mkOption {
+          type = types.nullOr (types.listOf types.str);
+          default = null;
+          example = [
+            "github:owner/"
+            "https://git.example.org"
+          ];
+          description = ''
+            The beginnings of the URIs that evaluations may fetch, as in Nix's `allowed-uris`. Needs `hostPaths` without `/`. By default
+            all, as far as Nix's pure mode lets them.
+          '';
+        };
+
+        hostPaths = mkOption {
+          type = types.listOf types.str;
+          default = [ "/" ];
+          example = [ "/srv/pkgs" ];
+          description = ''
+            The directories in which Nix files and flakes on this machine may be, and whose files an evaluation that is not pure may read.
+            By default all that the user of jobs sees.
+          '';
+        };
+      };
+
       options = mkOption {
         type = types.attrsOf types.str;
         default = { };

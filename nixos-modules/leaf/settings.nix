@@ -82,6 +82,13 @@ in
     timeout_seconds = cfg.nix.timeoutSeconds;
     eval_memory_mib = cfg.nix.evalMemoryMib;
     options = searchPath // cfg.nix.options;
+    policy = {
+      unlocked_references = cfg.nix.policy.unlockedReferences;
+      inherit (cfg.nix.policy) impure;
+      import_from_derivation = cfg.nix.policy.importFromDerivation;
+      allowed_uris = cfg.nix.policy.allowedUris;
+      host_paths = cfg.nix.policy.hostPaths;
+    };
   };
 
   # Without a value that differs from leafd's own, the table is left out.

@@ -60,6 +60,13 @@
     maxQueuedJobs = 100;
     timeoutSeconds = 7200;
     evalMemoryMib = 4096;
+    policy = {
+      unlockedReferences = true;
+      impure = false;
+      importFromDerivation = true;
+      allowedUris = null;
+      hostPaths = [ "/" ];
+    };
     options = { };
   };
   trust = {

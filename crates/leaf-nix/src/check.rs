@@ -21,6 +21,7 @@ use crate::command_line::program;
 use crate::compare::Differences;
 use crate::installable::Wanted;
 use crate::internal_json::Tracker;
+use crate::policy;
 use crate::source::{Locking, Source};
 use crate::version::NixVersion;
 
@@ -38,6 +39,8 @@ pub struct Order {
     pub(crate) nix: PathBuf,
     pub(crate) source: Source,
     pub(crate) options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) impure: bool,
     /// The bound of the address space of `nix flake metadata`, in MiB.
     pub(crate) memory_mib: u64,
 }
@@ -90,6 +93,7 @@ impl Check {
                 order.options.clone(),
                 order.source.clone(),
                 order.memory_mib,
+                order.impure,
             ),
             order,
             stage: Stage::Locking,
@@ -294,11 +298,11 @@ impl Check {
             }
             _ => self.tracker.explanation(&error, end),
         };
-        Failure {
+        policy::named(Failure {
             error,
             partial: Vec::new(),
             explanation: Some(Box::new(explanation)),
-        }
+        })
     }
 }
 

@@ -64,6 +64,16 @@ pub enum NixError {
         /// The directory that jobs can't see.
         directory: PathBuf,
     },
+    /// The policy of the leaf refuses the installable.
+    #[error("{installable:?} is refused: {why} ({setting})")]
+    Policy {
+        /// The installable.
+        installable: String,
+        /// The reason.
+        why: String,
+        /// The setting, such as `nix.policy.host_paths`.
+        setting: String,
+    },
     /// No template has this name.
     #[error("template {name:?} does not exist; this leaf has {known}")]
     Template {

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use leaf_core::job::policy::host_path;
 use leaf_core::job::{Installable, outputs};
 use serde::{Deserialize, Serialize};
 
@@ -213,7 +214,7 @@ pub(crate) fn hidden(
     directories: &[PathBuf],
 ) -> Option<NixError> {
     let path = match installable {
-        Installable::Flake { reference } => Path::new(flake_path(reference)?),
+        Installable::Flake { reference } => Path::new(host_path(reference)?),
         Installable::File { path, .. } => Path::new(path),
         Installable::Template { .. } => templates_dir,
         Installable::StorePath { .. } | Installable::Derivation { .. } => return None,
@@ -235,19 +236,6 @@ pub(crate) fn split_fragment(reference: &str) -> (&str, Option<&str>) {
         Some((reference, fragment)) => (reference, Some(fragment)),
         None => (reference, None),
     }
-}
-
-/// Returns the path on the host that a flake reference names, if it names one.
-fn flake_path(reference: &str) -> Option<&str> {
-    let bare = reference.split(['#', '?']).next()?;
-    let path = match bare.split_once(':') {
-        // Such as `git+file:` and `tarball+file:`, with or without an empty host.
-        Some((scheme, rest)) if matches!(scheme, "path" | "file") || scheme.ends_with("+file") => {
-            rest.strip_prefix("//").unwrap_or(rest)
-        }
-        _ => bare,
-    };
-    path.starts_with('/').then_some(path)
 }
 
 fn template(name: &str, templates_dir: &Path, leaf_init: &Path) -> Result<Target, NixError> {

@@ -19,6 +19,7 @@ mod installable;
 mod internal_json;
 mod nix;
 mod path_info;
+mod policy;
 pub mod print_env;
 mod source;
 mod version;

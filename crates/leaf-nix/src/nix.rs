@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, CheckTask, EvalResult, EvalTask, Installable, PrintEnvTask};
+use leaf_core::job::{BuildTask, CheckTask, EvalResult, EvalTask, Installable, NixPolicy, PrintEnvTask};
 use leaf_host::process::{self, Bounds, RunError};
 use tokio::process::Command;
 
@@ -18,6 +18,7 @@ use crate::check;
 use crate::eval;
 use crate::eval::cache::Cache;
 use crate::installable::{Run, Target, hidden};
+use crate::policy;
 use crate::print_env;
 use crate::source::Source;
 use crate::version::NixVersion;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub leaf_init: PathBuf,
     /// Nix settings, as in `nix.conf`, such as `substituters`.
     pub options: BTreeMap<String, String>,
+    /// What callers may build and evaluate.
+    pub policy: NixPolicy,
     /// The bound of an evaluation's address space, in MiB.
     pub eval_memory_mib: u64,
     /// The directory of the values of earlier evaluations.
@@ -70,6 +73,7 @@ impl Settings {
             templates_dir: state_dir.join("templates"),
             leaf_init: state_dir.join("leaf-init"),
             options: BTreeMap::new(),
+            policy: NixPolicy::default(),
             eval_memory_mib: 4096,
             eval_cache: state_dir.join("eval-cache"),
             hidden: Vec::new(),
@@ -145,15 +149,19 @@ impl Nix {
     pub fn build(&self, task: &BuildTask) -> Result<build::Order, NixError> {
         let installables: Vec<&Installable> = task.all().collect();
         for installable in &installables {
-            if let Some(error) = hidden(installable, &self.0.templates_dir, &self.0.hidden) {
-                return Err(error);
-            }
+            self.may_see(installable)?;
         }
-        let runs = Run::all(&installables, &self.0.templates_dir, &self.0.leaf_init)?;
-        let mut order = build::Order::new(self.0.nix.clone(), self.0.options.clone());
+        let mut runs = Run::all(&installables, &self.0.templates_dir, &self.0.leaf_init)?;
+        if task.impure {
+            let of_flakes = runs
+                .iter_mut()
+                .filter(|run| run.flags.iter().all(|flag| flag != "--file"));
+            of_flakes.for_each(|run| run.flags.push("--impure".to_owned()));
+        }
+        let mut order = build::Order::new(self.0.nix.clone(), self.options());
         match installables[..] {
             // As all versions read it.
-            [one] if !task.keep_going && !names_outputs(&runs) => {
+            [one] if !task.keep_going && !task.impure && !names_outputs(&runs) => {
                 order.target = Some(Target::new(one, &self.0.templates_dir, &self.0.leaf_init)?);
             }
             _ => {
@@ -172,17 +180,16 @@ impl Nix {
     /// # Errors
     /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
     pub fn eval(&self, task: &EvalTask) -> Result<eval::Order, NixError> {
-        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
-            return Err(error);
-        }
+        self.may_see(&task.installable)?;
         Ok(eval::Order {
             task: eval::TASK.to_owned(),
             nix: self.0.nix.clone(),
             source: source(&task.installable, task.check())?,
             apply: task.apply.clone(),
-            options: self.0.options.clone(),
+            options: self.options(),
+            impure: task.impure,
             memory_mib: self.0.eval_memory_mib,
-            known: self.cache().known(task, &self.0.options),
+            known: self.cache().known(task, &self.options()),
         })
     }
 
@@ -191,14 +198,13 @@ impl Nix {
     /// # Errors
     /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
     pub fn print_env(&self, task: &PrintEnvTask) -> Result<print_env::Order, NixError> {
-        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
-            return Err(error);
-        }
+        self.may_see(&task.installable)?;
         Ok(print_env::Order {
             task: print_env::TASK.to_owned(),
             nix: self.0.nix.clone(),
             source: source(&task.installable, task.check())?,
-            options: self.0.options.clone(),
+            options: self.options(),
+            impure: task.impure,
             memory_mib: self.0.eval_memory_mib,
         })
     }
@@ -208,14 +214,13 @@ impl Nix {
     /// # Errors
     /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
     pub fn check_build(&self, task: &CheckTask) -> Result<check::Order, NixError> {
-        if let Some(error) = hidden(&task.installable, &self.0.templates_dir, &self.0.hidden) {
-            return Err(error);
-        }
+        self.may_see(&task.installable)?;
         Ok(check::Order {
             task: check::TASK.to_owned(),
             nix: self.0.nix.clone(),
             source: source(&task.installable, task.check())?,
-            options: self.0.options.clone(),
+            options: self.options(),
+            impure: task.impure,
             memory_mib: self.0.eval_memory_mib,
         })
     }
@@ -225,7 +230,21 @@ impl Nix {
     /// # Errors
     /// The file can't be written, or an old one not be removed.
     pub fn remember(&self, job: JobId, task: &EvalTask, result: &EvalResult) -> io::Result<()> {
-        self.cache().add(job, task, &self.0.options, result)
+        self.cache().add(job, task, &self.options(), result)
+    }
+
+    /// Returns the settings of Nix for every job.
+    fn options(&self) -> BTreeMap<String, String> {
+        policy::options(&self.0.options, &self.0.policy, &self.0.templates_dir)
+    }
+
+    /// Checks that a job may see the files of an installable, and can.
+    fn may_see(&self, installable: &Installable) -> Result<(), NixError> {
+        let hidden = hidden(installable, &self.0.templates_dir, &self.0.hidden);
+        match hidden.or_else(|| policy::leads_out(installable, &self.0.policy)) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
     }
 
     fn cache(&self) -> Cache {

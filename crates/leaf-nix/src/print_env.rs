@@ -17,6 +17,7 @@ use serde_json::{Map, Value};
 
 use crate::command_line::program;
 use crate::internal_json::Tracker;
+use crate::policy;
 use crate::source::{Locking, Source};
 
 /// The task of the order of an environment.
@@ -30,6 +31,8 @@ pub struct Order {
     pub(crate) nix: PathBuf,
     pub(crate) source: Source,
     pub(crate) options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) impure: bool,
     /// The bound of the address space of `nix flake metadata`, in MiB. Builders are the job's own processes without a
     /// nix-daemon, so what builds has no such bound.
     pub(crate) memory_mib: u64,
@@ -59,6 +62,7 @@ impl PrintEnv {
                 order.options.clone(),
                 order.source.clone(),
                 order.memory_mib,
+                order.impure,
             )),
             order,
             locked: None,
@@ -132,11 +136,11 @@ impl PrintEnv {
                 (error, explanation)
             }
         };
-        Failure {
+        policy::named(Failure {
             error,
             partial: Vec::new(),
             explanation: Some(Box::new(explanation)),
-        }
+        })
     }
 }
 

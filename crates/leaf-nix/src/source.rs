@@ -63,6 +63,7 @@ pub(crate) struct Locking {
     source: Source,
     /// The bound of the address space of `nix flake metadata`, in MiB.
     memory_mib: u64,
+    impure: bool,
     stage: Stage,
     /// The version of Nix, once it is known.
     pub(crate) version: String,
@@ -90,12 +91,14 @@ impl Locking {
         options: BTreeMap<String, String>,
         source: Source,
         memory_mib: u64,
+        impure: bool,
     ) -> Self {
         Self {
             nix,
             options,
             source,
             memory_mib,
+            impure,
             stage: Stage::Version,
             version: String::new(),
             locked: None,
@@ -139,6 +142,9 @@ impl Locking {
         let installable = match &self.source {
             Source::Flake { reference, fragment } => {
                 words.push("--no-update-lock-file".into());
+                if self.impure {
+                    words.push("--impure".into());
+                }
                 let locked = self.locked.as_ref();
                 let reference = locked.map_or(reference, |locked| &locked.reference);
                 Some(match fragment {

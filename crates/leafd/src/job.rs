@@ -16,15 +16,17 @@ use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName};
 use leaf_core::job::process::Program;
-use leaf_core::job::{BuildResult, BuildTask, Job, JobOutcome, JobResult, RunTask, Task};
+use leaf_core::job::{
+    BuildResult, BuildTask, Explanation, Failure, FailureKind, Job, JobOutcome, JobResult, RunTask, Task,
+};
 use leaf_job::program::{self, ProgramOrder};
 use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
-use leaf_nix::Nix;
 use leaf_nix::build::{self, Build};
 use leaf_nix::check::{self, Check};
 use leaf_nix::eval::{self, Eval};
 use leaf_nix::print_env::{self, PrintEnv};
+use leaf_nix::{Nix, NixError};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
@@ -43,43 +45,43 @@ pub struct JobHost {
 }
 
 impl JobHost {
-    /// Starts a job, or returns the reason why it can't be started.
-    fn start(&self, job: &Job) -> Result<RunningJob, String> {
+    /// Starts a job, or returns the failure if it can't be started.
+    fn start(&self, job: &Job) -> Result<RunningJob, Failure> {
         let time_limit = Duration::from_secs(job.task.timeout_seconds().into());
         let started = match &job.task {
             Task::Build(task) => {
-                let order = self.nix.build(task).map_err(|error| chain(&error))?;
+                let order = self.nix.build(task).map_err(|error| refusal(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
             Task::Eval(task) => {
-                let order = self.nix.eval(task).map_err(|error| chain(&error))?;
+                let order = self.nix.eval(task).map_err(|error| refusal(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
             Task::PrintEnv(task) => {
-                let order = self.nix.print_env(task).map_err(|error| chain(&error))?;
+                let order = self.nix.print_env(task).map_err(|error| refusal(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
             Task::Check(task) => {
-                let order = self.nix.check_build(task).map_err(|error| chain(&error))?;
+                let order = self.nix.check_build(task).map_err(|error| refusal(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
             Task::Run(task) => {
                 let packages = BuildTask::new(task.packages.clone(), task.timeout_seconds);
-                let order = self.nix.build(&packages).map_err(|error| chain(&error))?;
+                let order = self.nix.build(&packages).map_err(|error| refusal(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
         };
-        started.map_err(|error| chain(&error))
+        started.map_err(|error| chain(&error).into())
     }
 
     /// Starts the program of a job whose packages are built, or returns the reason why it can't be started.
-    fn start_program(&self, job: &Job, task: &RunTask, built: &BuildResult) -> Result<RunningJob, String> {
+    fn start_program(&self, job: &Job, task: &RunTask, built: &BuildResult) -> Result<RunningJob, Failure> {
         let others = built.others.iter().flat_map(|other| other.outputs.values());
         let packages = built.outputs.values().chain(others).cloned().collect();
         let order = ProgramOrder::new(task, packages, self.jobs.runner().to_owned());
         let time_limit = Duration::from_secs(task.timeout_seconds.into());
         let started = self.jobs.start_program(job.id.program(), order, time_limit);
-        started.map_err(|error| chain(&error))
+        started.map_err(|error| chain(&error).into())
     }
 
     /// Ends the jobs that the leaf does not know, and removes their files. Must be called before the first job is
@@ -119,6 +121,20 @@ impl JobHost {
         }
         self.jobs.forget(id).await?;
         self.jobs.release(id)
+    }
+}
+
+/// Returns the failure of a job that leaf-nix refuses.
+fn refusal(error: &NixError) -> Failure {
+    let why = chain(error);
+    let kind = match error {
+        NixError::Policy { .. } => FailureKind::Policy,
+        _ => FailureKind::Unknown,
+    };
+    Failure {
+        explanation: Some(Box::new(Explanation::new(kind, why.clone()))),
+        error: why,
+        partial: Vec::new(),
     }
 }
 
@@ -277,7 +293,7 @@ impl Stages<'_> {
         self,
         id: JobId,
         cancelled: &mut watch::Receiver<bool>,
-        start: impl FnOnce() -> Result<RunningJob, String>,
+        start: impl FnOnce() -> Result<RunningJob, Failure>,
     ) -> (JobOutcome, Option<RunningJob>) {
         let before = *cancelled.borrow();
         let mut running = match self.begin(id, before, start).await {
@@ -307,7 +323,7 @@ impl Stages<'_> {
         self,
         id: JobId,
         cancelled: bool,
-        start: impl FnOnce() -> Result<RunningJob, String>,
+        start: impl FnOnce() -> Result<RunningJob, Failure>,
     ) -> Result<RunningJob, JobOutcome> {
         loop {
             match self.host.jobs.find(id).await {
@@ -326,7 +342,7 @@ impl Stages<'_> {
                 }
             }
         }
-        start().map_err(|why| JobOutcome::Failed(why.into()))
+        start().map_err(JobOutcome::Failed)
     }
 
     /// Passes on the progress and the log of a stage, until it ends.

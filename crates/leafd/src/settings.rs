@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
+use leaf_core::job::NixPolicy;
 use leaf_core::labels::{self, Labels};
 use leaf_host::settings_file::{self, SettingsError, ShapeError};
 use serde::{Deserialize, Serialize};
@@ -173,6 +174,8 @@ pub struct Nix {
     pub eval_memory_mib: u64,
     /// Nix settings for every job, passed as `--option NAME VALUE`.
     pub options: BTreeMap<String, String>,
+    /// What callers may build and evaluate.
+    pub policy: NixPolicy,
     /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. By default it
     /// does if leafd is not root and the service and systemd are available.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,6 +191,7 @@ impl Default for Nix {
             timeout_seconds: 7200,
             eval_memory_mib: 4096,
             options: BTreeMap::new(),
+            policy: NixPolicy::default(),
             by_helper: None,
         }
     }
@@ -356,6 +360,9 @@ impl Settings {
                 "nix.eval_memory_mib",
                 "must be from 256 to 1048576",
             ));
+        }
+        if let Err((setting, why)) = self.nix.policy.check_settings() {
+            return Err(SettingsError::value(setting.place(), why));
         }
         if let Some((name, _)) = self
             .nix

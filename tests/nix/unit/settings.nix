@@ -78,6 +78,12 @@ in
 
       [nix.options]
       nix-path = "nixpkgs=/nix/store/00000000000000000000000000000000-source"
+
+      [nix.policy]
+      host_paths = ["/"]
+      import_from_derivation = true
+      impure = false
+      unlocked_references = true
     '';
   };
   "labels become a table, and keys that are no bare ones are quoted" = {

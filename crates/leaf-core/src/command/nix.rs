@@ -26,6 +26,9 @@ commands! {
         /// Whether a failure does not prevent the build of what does not depend on what failed. The job fails all the same.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         keep_going: bool,
+        /// Whether a flake is evaluated impurely: a leaf refuses it unless its policy has it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        impure: bool,
         /// The time limit of the job, in seconds; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
@@ -41,6 +44,9 @@ commands! {
         /// A function in the Nix language, whose result for the installable is the value: at most 16 KiB.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         apply: Option<String>,
+        /// Whether a flake is evaluated impurely: a leaf refuses it unless its policy has it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        impure: bool,
         /// The time limit of the job, in seconds; by default 60.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
@@ -53,6 +59,9 @@ commands! {
     } {
         /// The flake reference, the file or the derivation.
         installable: Installable,
+        /// Whether a flake is evaluated impurely: a leaf refuses it unless its policy has it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        impure: bool,
         /// The time limit of the job, in seconds; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
@@ -65,6 +74,9 @@ commands! {
     } {
         /// The flake reference, the file or the derivation; what is not built yet is built first.
         installable: Installable,
+        /// Whether a flake is evaluated impurely: a leaf refuses it unless its policy has it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        impure: bool,
         /// The time limit of the job, in seconds; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
@@ -100,6 +112,7 @@ impl Build {
             installable: (installables.len() == 1).then(|| installables.pop()).flatten(),
             installables,
             keep_going: false,
+            impure: false,
             timeout_seconds: None,
         }
     }

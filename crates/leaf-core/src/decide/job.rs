@@ -140,11 +140,18 @@ pub(super) fn queue_system(
     context: &Context,
 ) -> Result<Fact, Problem> {
     installable.check().map_err(invalid)?;
+    by_policy(installable, false, context)?;
     let task = BuildTask {
         container: Some(container),
         ..BuildTask::new(vec![installable.clone()], time_limit(None, context)?)
     };
     queue(state, id, Task::Build(task), context)
+}
+
+/// Checks what the policy of this leaf says of an installable.
+pub(super) fn by_policy(installable: &Installable, impure: bool, context: &Context) -> Result<(), Problem> {
+    let checked = context.nix_policy.check(installable, impure);
+    checked.map_err(|why| Problem::new(ProblemCode::Forbidden, why))
 }
 
 /// Returns the fact that a job was accepted.

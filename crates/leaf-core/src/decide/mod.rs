@@ -30,6 +30,7 @@ use crate::command::Command;
 use crate::container::Container;
 use crate::event::Fact;
 use crate::id::{Caller, ContainerName, JobId};
+use crate::job::NixPolicy;
 use crate::labels::Labels;
 use crate::problem::{Problem, ProblemCode};
 use crate::runtime::Runtime;
@@ -56,6 +57,8 @@ pub struct Context {
     pub max_queued_jobs: usize,
     /// The time limit of a job whose command sets none, in seconds.
     pub job_timeout_seconds: u32,
+    /// What callers may build and evaluate.
+    pub nix_policy: NixPolicy,
 }
 
 /// The networks and names that are in use on a host, as observed when a command arrives.

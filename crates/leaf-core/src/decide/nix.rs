@@ -1,12 +1,12 @@
 //! Decides the commands about Nix.
 
-use super::job::{queue, time_limit};
+use super::job::{by_policy, queue, time_limit};
 use super::{Context, Decision, invalid, known};
 use crate::command::nix::{Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
-use crate::job::{BuildTask, CheckTask, EvalTask, JobPhase, PrintEnvTask, RunTask, Task};
+use crate::job::{BuildTask, CheckTask, EvalTask, Installable, JobPhase, PrintEnvTask, RunTask, Task};
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 
@@ -36,15 +36,20 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
             }
             let installables = c.installable.iter().chain(&c.installables);
             check_all(installables.clone()).map_err(invalid)?;
+            for installable in installables.clone() {
+                allowed(installable, c.impure, context)?;
+            }
             let timeout_seconds = time_limit(c.timeout_seconds, context)?;
             Ok(Task::Build(BuildTask {
                 keep_going: c.keep_going,
+                impure: c.impure,
                 ..BuildTask::new(installables.cloned().collect(), timeout_seconds)
             }))
         }
         Command::Eval(c) => {
             let task = EvalTask {
-                installable: c.installable.clone(),
+                installable: allowed(&c.installable, c.impure, context)?,
+                impure: c.impure,
                 apply: c.apply.clone(),
                 timeout_seconds: time_limit(c.timeout_seconds.or(Some(EVAL_SECONDS)), context)?,
             };
@@ -53,7 +58,8 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
         }
         Command::PrintEnv(c) => {
             let task = PrintEnvTask {
-                installable: c.installable.clone(),
+                installable: allowed(&c.installable, c.impure, context)?,
+                impure: c.impure,
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             task.check().map_err(invalid)?;
@@ -61,7 +67,8 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
         }
         Command::Check(c) => {
             let task = CheckTask {
-                installable: c.installable.clone(),
+                installable: allowed(&c.installable, c.impure, context)?,
+                impure: c.impure,
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             task.check().map_err(invalid)?;
@@ -76,6 +83,9 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             task.check().map_err(invalid)?;
+            for package in &task.packages {
+                by_policy(package, false, context)?;
+            }
             has_room(state, context)?;
             Ok(Task::Run(task))
         }
@@ -101,4 +111,11 @@ fn has_room(state: &State, context: &Context) -> Result<(), Problem> {
             context.caller
         ),
     ))
+}
+
+/// Returns an installable that is valid and that the policy of this leaf does not refuse.
+fn allowed(installable: &Installable, impure: bool, context: &Context) -> Result<Installable, Problem> {
+    installable.check().map_err(invalid)?;
+    by_policy(installable, impure, context)?;
+    Ok(installable.clone())
 }

@@ -160,6 +160,7 @@ impl Engine {
             in_use: turn.at.in_use.clone(),
             max_queued_jobs: self.settings.max_queued_jobs,
             job_timeout_seconds: self.settings.job_timeout_seconds,
+            nix_policy: self.settings.nix_policy.clone(),
         }
     }
 

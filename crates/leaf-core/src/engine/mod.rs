@@ -51,6 +51,7 @@ use crate::command::{CommandRecord, HubReport, LocalAccess};
 use crate::decide::Target;
 use crate::event::{ContainerFact, Fact, HostFacts, JobFact, LeafFact, LeafStarted, LeafStopped};
 use crate::id::{Caller, InstanceId};
+use crate::job::NixPolicy;
 use crate::labels::{self, Labels};
 use crate::moment::Moment;
 use crate::plan::{after_boot, may_have_started_early};
@@ -97,6 +98,8 @@ pub struct EngineSettings {
     pub max_queued_jobs: usize,
     /// The time limit of a job whose command sets none, in seconds.
     pub job_timeout_seconds: u32,
+    /// What callers may build and evaluate.
+    pub nix_policy: NixPolicy,
     /// Which commands need a signature, or a caller who is named for them.
     pub rules: CommandRules,
     /// How long the credentials of containers are valid.

@@ -25,6 +25,9 @@ pub struct BuildTask {
     /// Whether a failure does not prevent the build of what does not depend on what failed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keep_going: bool,
+    /// Whether flakes are evaluated impurely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub impure: bool,
     /// The time limit, in seconds.
     pub timeout_seconds: u32,
     /// The container that waits for the result.
@@ -42,6 +45,7 @@ impl BuildTask {
             installable,
             installables,
             keep_going: false,
+            impure: false,
             timeout_seconds,
             container: None,
         }

@@ -13,6 +13,9 @@ pub const MOST_DIFFERENCES: usize = 32;
 pub struct CheckTask {
     /// The flake reference, the file or the derivation to build again.
     pub installable: Installable,
+    /// Whether a flake is evaluated impurely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub impure: bool,
     /// The time limit of all builds together, in seconds.
     pub timeout_seconds: u32,
 }

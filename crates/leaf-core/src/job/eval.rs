@@ -19,6 +19,9 @@ pub struct EvalTask {
     /// A function in the Nix language, whose result is the value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub apply: Option<String>,
+    /// Whether a flake is evaluated impurely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub impure: bool,
     /// The time limit, in seconds.
     pub timeout_seconds: u32,
 }
@@ -106,6 +109,7 @@ mod tests {
         let task = |installable: Installable, apply: Option<&str>| EvalTask {
             installable,
             apply: apply.map(str::to_owned),
+            impure: false,
             timeout_seconds: 60,
         };
         let flake = |reference: &str| Installable::Flake {

@@ -14,6 +14,7 @@ pub mod explanation;
 pub mod installable;
 pub mod outcome;
 pub mod outputs;
+pub mod policy;
 pub mod print_env;
 pub mod process;
 pub mod run;
@@ -31,6 +32,7 @@ pub use eval::{EvalResult, EvalTask};
 pub use explanation::{Explanation, FailureKind};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
+pub use policy::NixPolicy;
 pub use print_env::{PrintEnvResult, PrintEnvTask};
 pub use run::{ProgramExit, RunResult, RunTask};
 

@@ -15,6 +15,9 @@ pub const MAX_ENVIRONMENT_BYTES: usize = 256 * 1024;
 pub struct PrintEnvTask {
     /// The flake reference, the file or the derivation whose build environment is asked for.
     pub installable: Installable,
+    /// Whether a flake is evaluated impurely.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub impure: bool,
     /// The time limit, in seconds.
     pub timeout_seconds: u32,
 }
@@ -115,6 +118,7 @@ mod tests {
         let check = |installable| {
             let task = PrintEnvTask {
                 installable,
+                impure: false,
                 timeout_seconds: 60,
             };
             task.check()

@@ -68,6 +68,7 @@ pub(crate) fn context(fresh: u128) -> Context {
         in_use: InUse::default(),
         max_queued_jobs: 8,
         job_timeout_seconds: 3600,
+        nix_policy: NixPolicy::default(),
     }
 }
 
@@ -444,14 +445,14 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
             Fact::from(JobQueued {
                 id,
                 owner,
-                task: Task::Eval(EvalTask { installable, apply, timeout_seconds: 60 }),
+                task: Task::Eval(EvalTask { installable, apply, impure: false, timeout_seconds: 60 }),
             })
         }),
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
-            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, timeout_seconds: 60 }) })
+            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, impure: false, timeout_seconds: 60 }) })
         }),
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
-            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, timeout_seconds: 60 }) })
+            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }) })
         }),
         1 => (job_id(), caller(), installable(), vec("[ -~]{1,4}", 1..3)).prop_map(|(id, owner, installable, command)| {
             Fact::from(JobQueued {

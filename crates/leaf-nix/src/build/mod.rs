@@ -17,6 +17,7 @@ use crate::command_line::program;
 use crate::installable::{Run, Target};
 use crate::internal_json::Tracker;
 use crate::path_info::PathInfos;
+use crate::policy;
 use crate::version::NixVersion;
 pub(crate) use result::read_build;
 
@@ -187,7 +188,7 @@ impl Build {
     /// Returns the failure of the job with this error.
     #[must_use]
     pub fn failure(&self, error: String, end: End) -> Failure {
-        Failure {
+        policy::named(Failure {
             explanation: Some(Box::new(self.tracker.explanation(&error, end))),
             error,
             partial: if self.order.keep_going {
@@ -195,7 +196,7 @@ impl Build {
             } else {
                 Vec::new()
             },
-        }
+        })
     }
 
     /// Handles a line of Nix's log, and returns its text for the log, if any.

@@ -155,6 +155,9 @@ impl About {
         let Installable::Flake { reference } = &task.installable else {
             return None;
         };
+        if task.impure {
+            return None;
+        }
         Some(Self {
             fragment: split_fragment(reference).1.map(str::to_owned),
             apply: task.apply.clone(),
@@ -181,6 +184,7 @@ mod tests {
                 reference: reference.to_owned(),
             },
             apply: None,
+            impure: false,
             timeout_seconds: 60,
         }
     }

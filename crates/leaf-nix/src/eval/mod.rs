@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::command_line::program;
 use crate::internal_json::Tracker;
+use crate::policy;
 use crate::source::{Locking, Source};
 use cache::Known;
 
@@ -32,6 +33,8 @@ pub struct Order {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) apply: Option<String>,
     pub(crate) options: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) impure: bool,
     /// The bound of its address space, in MiB.
     pub(crate) memory_mib: u64,
     /// Values that may be those of the reference, once it is locked.
@@ -60,6 +63,7 @@ impl Eval {
                 order.options.clone(),
                 order.source.clone(),
                 order.memory_mib,
+                order.impure,
             ),
             is_locked: false,
             order,
@@ -80,7 +84,12 @@ impl Eval {
         }
         self.is_locked = true;
         let nix = &self.locking.version;
-        if let Some(locked) = self.locking.locked.as_ref().filter(|locked| locked.is_fixed) {
+        if let Some(locked) = self
+            .locking
+            .locked
+            .as_ref()
+            .filter(|locked| locked.is_fixed && !self.order.impure)
+        {
             let mut known = self.order.known.iter();
             let known = known.find(|known| known.locked == locked.reference && known.nix == *nix);
             if let Some(known) = known {
@@ -193,11 +202,11 @@ impl Eval {
             _ => None,
         };
         let Some((kind, error)) = bound else {
-            return Failure {
+            return policy::named(Failure {
                 error,
                 partial: Vec::new(),
                 explanation: Some(Box::new(explanation)),
-            };
+            });
         };
         explanation = Explanation {
             kind,

@@ -20,6 +20,7 @@ tests![
 fn check(lab: &Lab, installable: Installable) -> Result<CheckResult, Failure> {
     let task = CheckTask {
         installable,
+        impure: false,
         timeout_seconds: 100,
     };
     let order = lab.nix.check_build(&task).expect("a good task");

@@ -30,6 +30,7 @@ fn task(installable: Installable, apply: Option<&str>) -> EvalTask {
     EvalTask {
         installable,
         apply: apply.map(str::to_owned),
+        impure: false,
         timeout_seconds: 60,
     }
 }

@@ -3,6 +3,7 @@
 mod check;
 mod eval;
 mod lab;
+mod policy;
 mod print_env;
 mod results;
 mod several;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         eval::TESTS,
         print_env::TESTS,
         check::TESTS,
+        policy::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -63,6 +63,7 @@ fn flake(lab: &Lab, setup: &str) -> String {
 fn print_env(lab: &Lab, installable: Installable) -> (Result<PrintEnvResult, Failure>, std::path::PathBuf) {
     let task = PrintEnvTask {
         installable,
+        impure: false,
         timeout_seconds: 100,
     };
     let order = lab.nix.print_env(&task).expect("a good task");

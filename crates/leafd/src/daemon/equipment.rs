@@ -371,6 +371,7 @@ pub(super) async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<Job
     let mut nix = leaf_nix::Settings::new(&settings.state_dir);
     nix.nix.clone_from(&settings.nix.program);
     nix.eval_memory_mib = settings.nix.eval_memory_mib;
+    nix.policy = settings.nix.policy.clone();
     if matches!(jobs.launch, Launch::Unit { .. }) {
         nix.hidden = HIDDEN_FROM_JOBS.map(PathBuf::from).to_vec();
     }

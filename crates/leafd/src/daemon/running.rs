@@ -424,6 +424,7 @@ fn engine(
         max_jobs: settings.nix.max_jobs,
         max_queued_jobs: settings.nix.max_queued_jobs,
         job_timeout_seconds: settings.nix.timeout_seconds,
+        nix_policy: settings.nix.policy.clone(),
         rules: settings.trust.rules()?,
         container_valid: settings.nats.container_valid(),
     };

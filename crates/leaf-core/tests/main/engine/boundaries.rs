@@ -89,6 +89,7 @@ fn eval() -> Eval {
             reference: "github:o/r#version".to_owned(),
         },
         apply: None,
+        impure: false,
         timeout_seconds: None,
     }
 }
@@ -98,6 +99,7 @@ fn print_env() -> PrintEnv {
         installable: Installable::Flake {
             reference: "github:o/r#hello".to_owned(),
         },
+        impure: false,
         timeout_seconds: None,
     }
 }
@@ -105,6 +107,7 @@ fn print_env() -> PrintEnv {
 fn check() -> Check {
     Check {
         installable: print_env().installable,
+        impure: false,
         timeout_seconds: None,
     }
 }

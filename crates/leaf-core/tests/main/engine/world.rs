@@ -583,6 +583,7 @@ fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities, rules: 
         max_jobs: MAX_JOBS,
         max_queued_jobs: MAX_QUEUED_JOBS,
         job_timeout_seconds: 3600,
+        nix_policy: leaf_core::job::NixPolicy::default(),
         rules: rules.clone(),
         container_valid: CONTAINER_VALID,
     };

@@ -29,6 +29,9 @@ pub(crate) struct Build {
     /// The job's time limit, such as 30m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
+    /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
+    #[arg(long)]
+    impure: bool,
     /// Go on after a failure with whatever does not need what failed.
     #[arg(long)]
     keep_going: bool,
@@ -51,6 +54,7 @@ impl Build {
         let accepted = leaf
             .call(&command::Build {
                 keep_going: self.keep_going,
+                impure: self.impure,
                 timeout_seconds,
                 ..command::Build::of(installables)
             })

@@ -18,6 +18,9 @@ pub(crate) struct Check {
     /// Build from a Nix file on the leaf instead of a flake.
     #[arg(long, short, value_name = "FILE")]
     file: Option<String>,
+    /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
+    #[arg(long)]
+    impure: bool,
     /// The time limit of the job, both builds together, such as 30m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
@@ -36,6 +39,7 @@ impl Check {
         let accepted = leaf
             .call(&command::Check {
                 installable,
+                impure: self.impure,
                 timeout_seconds: seconds(self.time_limit)?,
             })
             .await?;

@@ -20,6 +20,9 @@ pub(crate) struct Eval {
     /// A function in the Nix language, such as builtins.attrNames: its result is the value.
     #[arg(long, value_name = "FUNCTION", allow_hyphen_values = true)]
     apply: Option<String>,
+    /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
+    #[arg(long)]
+    impure: bool,
     /// The job's time limit, such as 5m; by default 1m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
@@ -36,6 +39,7 @@ impl Eval {
             .call(&command::Eval {
                 installable,
                 apply: self.apply,
+                impure: self.impure,
                 timeout_seconds: seconds(self.time_limit)?,
             })
             .await?;

@@ -17,6 +17,9 @@ pub(crate) struct PrintEnv {
     /// Take the derivation from a Nix file on the leaf instead of a flake.
     #[arg(long, short, value_name = "FILE")]
     file: Option<String>,
+    /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
+    #[arg(long)]
+    impure: bool,
     /// The job's time limit, such as 5m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
@@ -32,6 +35,7 @@ impl PrintEnv {
         let accepted = leaf
             .call(&command::PrintEnv {
                 installable,
+                impure: self.impure,
                 timeout_seconds: seconds(self.time_limit)?,
             })
             .await?;

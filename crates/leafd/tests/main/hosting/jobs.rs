@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::systems::{derivation, file, mark, script};
 use super::{is_problem, traces};
-use crate::support::{Host, Need, TestLeaf, until};
+use crate::support::{Host, Need, Setup, TestLeaf, until};
 
 /// A script that waits for a file that the sandbox will never have.
 pub(crate) const HANGS: &str = "echo hangs; while :; do :; done";
@@ -58,6 +58,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "an evaluation gives its value, the second time from the first, and ends at its time limit",
             needs,
             evaluates,
+        ),
+        host.trial(
+            "what the policy of a leaf refuses is a problem with the setting's name, or a job that fails with its kind",
+            needs,
+            policy,
         ),
         host.trial("an unknown job is not found", needs, unknown),
         host.trial(
@@ -395,6 +400,7 @@ async fn evaluates() -> anyhow::Result<()> {
             reference: format!("path:{}#{attribute}", directory.display()),
         },
         apply: None,
+        impure: false,
         timeout_seconds,
     };
     for cached in [false, true] {
@@ -445,6 +451,60 @@ async fn unknown() -> anyhow::Result<()> {
     let answer = leaf.call_raw("job", "show", br#"{"id":"../../etc"}"#).await;
     is_problem(answer, ProblemCode::Malformed, "job")?;
     ensure!(leaf.jobs().await?.is_empty());
+    Ok(())
+}
+
+async fn policy() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let dir = std::fs::canonicalize(scratch.path())?;
+    std::fs::create_dir(dir.join("own"))?;
+    let mut leaf = Setup::new()
+        .set("nix.policy.unlocked_references", false)
+        .set("nix.policy.import_from_derivation", false)
+        .set(
+            "nix.policy.host_paths",
+            vec![dir.join("own").display().to_string()],
+        )
+        .start()
+        .await?;
+    let flake = |reference: &str| Installable::Flake {
+        reference: reference.to_owned(),
+    };
+    let inside = Installable::File {
+        path: dir.join("own/a.nix").display().to_string(),
+        attribute: None,
+    };
+    let outside = Installable::File {
+        path: dir.join("b.nix").display().to_string(),
+        attribute: None,
+    };
+    let impure = Build {
+        impure: true,
+        ..Build::of([inside.clone()])
+    };
+    for (build, setting) in [
+        (Build::of([flake("github:o/r#a")]), "unlocked_references"),
+        (Build::of([inside.clone(), outside]), "host_paths"),
+        (impure, "impure"),
+    ] {
+        let says = format!("nix.policy.{setting} refuses it here");
+        is_problem(leaf.call(&build).await, ProblemCode::Forbidden, &says)?;
+    }
+    ensure!(leaf.jobs().await?.is_empty());
+    let imported = derivation(&leaf, "imported", "echo 1 > $out");
+    std::fs::write(dir.join("own/a.nix"), format!("import ({imported})"))?;
+    let id = leaf.build(inside.clone()).await?;
+    job_fails(&mut leaf, id, "nix.policy.import_from_derivation").await?;
+    let why = leaf.job(id).await?.job.explanation.context("an explanation")?;
+    ensure!(why.kind == FailureKind::Policy, "{why:?}");
+    // A link that leads out is only seen on the host.
+    std::fs::write(dir.join("b.nix"), "1")?;
+    std::fs::remove_file(dir.join("own/a.nix"))?;
+    std::os::unix::fs::symlink(dir.join("b.nix"), dir.join("own/a.nix"))?;
+    let id = leaf.build(inside).await?;
+    job_fails(&mut leaf, id, "nix.policy.host_paths").await?;
+    let why = leaf.job(id).await?.job.explanation.context("an explanation")?;
+    ensure!(why.kind == FailureKind::Policy, "{why:?}");
     Ok(())
 }
 

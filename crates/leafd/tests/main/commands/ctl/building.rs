@@ -131,6 +131,8 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     );
     let why = printed(&leaf, &["nix", "why", checked]).await?;
     ensure!(why.contains("content from byte "), "{why}");
+    let output = ctl(&leaf, &["nix", "build", "--impure", "--file", &good]).await?;
+    ended(&output, 6, "nix.policy.impure refuses it here")?;
     let detached = printed(&leaf, &["nix", "build", "--detach", "--file", &good]).await?;
     detached.trim().parse::<leaf_core::id::JobId>()?;
     // What is already over can be cancelled as often as one likes.
