@@ -474,6 +474,39 @@ in
         };
       };
 
+      features = mkOption {
+        type = types.attrsOf (types.ints.between 1 1000);
+        default = { };
+        example = {
+          kvm = 2;
+          big-parallel = 1;
+        };
+        description = ''
+          What the leaf has of each feature that a build may take while it runs (`leafctl nix build --feature kvm`). Builds wait for each
+          other as far as there is not enough for all. This is not `system-features` of Nix, which Nix checks by itself.
+        '';
+      };
+
+      room =
+        let
+          percent =
+            default: what:
+            mkOption {
+              type = types.ints.between 1 100;
+              inherit default;
+              example = 50;
+              description = ''
+                The share of the last 10 seconds, in percent, in which ${what}, above which the leaf takes no build that goes where there is
+                room (`leafctl nix build --any`). 100 switches it off.
+              '';
+            };
+        in
+        {
+          cpuPercent = percent 75 "some task waited for a processor";
+          memoryPercent = percent 20 "all tasks waited for memory";
+          ioPercent = percent 75 "all tasks waited for disks";
+        };
+
       options = mkOption {
         type = types.attrsOf types.str;
         default = { };

@@ -81,6 +81,12 @@ in
     max_queued_jobs = cfg.nix.maxQueuedJobs;
     timeout_seconds = cfg.nix.timeoutSeconds;
     eval_memory_mib = cfg.nix.evalMemoryMib;
+    features = if cfg.nix.features == { } then null else cfg.nix.features;
+    room = {
+      cpu_percent = cfg.nix.room.cpuPercent;
+      memory_percent = cfg.nix.room.memoryPercent;
+      io_percent = cfg.nix.room.ioPercent;
+    };
     options = searchPath // cfg.nix.options;
     policy = {
       unlocked_references = cfg.nix.policy.unlockedReferences;

@@ -67,6 +67,12 @@
       allowedUris = null;
       hostPaths = [ "/" ];
     };
+    features = { };
+    room = {
+      cpuPercent = 75;
+      memoryPercent = 20;
+      ioPercent = 75;
+    };
     options = { };
   };
   trust = {

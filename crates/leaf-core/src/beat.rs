@@ -1,11 +1,14 @@
 //! The lease: a small message that names the instance that holds a leaf's name.
 
+use std::collections::BTreeSet;
+
 use jiff::{SignedDuration, Timestamp};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{InstanceId, LeafName};
 use crate::labels::{self, Labels};
+use crate::placement::demand::Features;
 
 /// The period in which a leaf renews its lease, in seconds.
 pub const BEAT_SECONDS: u64 = 10;
@@ -40,6 +43,24 @@ pub struct Beat {
         deserialize_with = "labels::read_texts"
     )]
     pub labels: Labels,
+    /// What the leaf has for builds, if it runs any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nix: Option<Box<Builds>>,
+}
+
+/// What a leaf has for builds, for whoever looks for one that can carry out a build.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Builds {
+    /// The system that its Nix evaluates and builds for, such as `x86_64-linux`.
+    pub system: String,
+    /// The further systems that it builds for.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub more_systems: BTreeSet<String>,
+    /// What it has of each feature.
+    #[serde(default, skip_serializing_if = "Features::is_empty")]
+    pub features: Features,
+    /// The maximum number of jobs that run at once.
+    pub max_jobs: u64,
 }
 
 /// Whether a leaf is there, by its last beat.

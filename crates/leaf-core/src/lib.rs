@@ -28,6 +28,7 @@ pub mod job;
 pub mod json;
 pub mod labels;
 pub mod moment;
+pub mod placement;
 pub mod plan;
 pub mod printable;
 pub mod problem;

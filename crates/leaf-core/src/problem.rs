@@ -37,6 +37,8 @@ pub enum ProblemCode {
     Unsupported,
     /// Too many jobs, events or bytes for the disk wait, or all container networks are in use. Try again later.
     Overloaded,
+    /// The build would wait, and has `only_if_room`. Another leaf may have room.
+    NoRoom,
     /// The disk is too full to record anything. Free some space; the leaf then continues by itself.
     DiskFull,
     /// The leaf is stopping. Send the command again in a moment.
@@ -66,6 +68,7 @@ impl ProblemCode {
             Self::CommandIdReused => "command_id_reused",
             Self::Unsupported => "unsupported",
             Self::Overloaded => "overloaded",
+            Self::NoRoom => "no_room",
             Self::DiskFull => "disk_full",
             Self::Draining => "draining",
             Self::Failed => "failed",
@@ -86,7 +89,7 @@ impl ProblemCode {
             Self::Forbidden | Self::SignatureInvalid => 403,
             Self::AlreadyExists | Self::Conflict | Self::CommandIdReused => 409,
             Self::Unsupported => 501,
-            Self::Overloaded | Self::Draining => 503,
+            Self::Overloaded | Self::NoRoom | Self::Draining => 503,
             Self::DiskFull => 507,
             Self::Failed => 500,
             Self::TimedOut => 504,
@@ -111,6 +114,7 @@ impl ProblemCode {
             Self::CommandIdReused => "The command id was used for another command",
             Self::Unsupported => "This leaf does not support the command",
             Self::Overloaded => "The leaf has too much to do",
+            Self::NoRoom => "The leaf has no room for the build",
             Self::DiskFull => "The leaf's disk is full",
             Self::Draining => "The leaf is stopping",
             Self::Failed => "The command was accepted, then failed",

@@ -9,6 +9,7 @@
 //! | [`lock`] | file locks between processes (flock(2)) |
 //! | [`mounts`] | the mount table |
 //! | `notify` | notifications of a daemon to systemd (feature `notify`) |
+//! | [`pressure`] | how much of the time tasks wait for processors, memory and disks |
 //! | [`process`] | bounded runs of programs, the list of processes, and handles of those that are not children |
 //! | [`program`] | lookup of programs on `PATH` |
 //! | [`runtime`] | the runtime of this host's containers |
@@ -27,6 +28,7 @@ pub mod log;
 pub mod mounts;
 #[cfg(feature = "notify")]
 pub mod notify;
+pub mod pressure;
 pub mod process;
 pub mod program;
 pub mod runtime;

@@ -353,6 +353,7 @@ mod tests {
             time: Timestamp::UNIX_EPOCH,
             interval_seconds: 10,
             labels: Default::default(),
+            nix: None,
         };
         Holder::now(beat, leaves.shared.now())
     }

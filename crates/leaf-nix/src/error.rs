@@ -45,6 +45,14 @@ pub enum NixError {
         /// Its version.
         found: String,
     },
+    /// The `nix` program does not tell its settings.
+    #[error("{program:?} show-config failed: {why}")]
+    Settings {
+        /// The program, as in the settings.
+        program: PathBuf,
+        /// The reason.
+        why: String,
+    },
     /// The installable may not be built.
     #[error("{installable:?} can't be built: {why}")]
     Installable {

@@ -1,15 +1,17 @@
 //! Nix on this host: its settings, whether it works, and the orders of its tasks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use leaf_core::error::chain;
 use leaf_core::id::JobId;
 use leaf_core::job::{BuildTask, CheckTask, EvalResult, EvalTask, Installable, NixPolicy, PrintEnvTask};
 use leaf_host::process::{self, Bounds, RunError};
+use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::NixError;
@@ -41,6 +43,12 @@ const VERSION_BOUNDS: Bounds = Bounds {
     time: Duration::from_secs(60),
     stdout_bytes: 64 << 10,
     stderr_bytes: 8 << 10,
+};
+
+/// The bounds of `nix show-config`.
+const SETTINGS_BOUNDS: Bounds = Bounds {
+    stdout_bytes: 1 << 20,
+    ..VERSION_BOUNDS
 };
 
 /// The settings of Nix.
@@ -140,6 +148,49 @@ impl Nix {
             return Err(NixError::TooOld { found: version.text });
         }
         Ok(version)
+    }
+
+    /// Returns the system that it evaluates and builds for, and the further ones that it builds for: `system` and `extra-platforms` of
+    /// its settings.
+    ///
+    /// # Errors
+    /// [`NixError::Settings`].
+    pub async fn systems(&self) -> Result<(String, BTreeSet<String>), NixError> {
+        #[derive(Deserialize)]
+        struct Config {
+            system: Value<String>,
+            #[serde(rename = "extra-platforms")]
+            extra_platforms: Value<BTreeSet<String>>,
+        }
+        #[derive(Deserialize)]
+        struct Value<T> {
+            value: T,
+        }
+        let program = &self.0.nix;
+        let failed = |why: String| NixError::Settings {
+            program: program.clone(),
+            why: why.chars().take(300).collect(),
+        };
+        let mut command = Command::new(program);
+        // Its name of all versions: newer ones also have `config show`.
+        command.args([
+            "show-config",
+            "--json",
+            "--extra-experimental-features",
+            "nix-command",
+        ]);
+        for (name, value) in &self.0.options {
+            command.args(["--option", name, value]);
+        }
+        let output = process::run(command, b"", SETTINGS_BOUNDS)
+            .await
+            .map_err(|error| failed(chain(&error)))?;
+        if !output.status.success() {
+            return Err(failed(output.failure()));
+        }
+        let config: Config =
+            serde_json::from_slice(&output.stdout).map_err(|error| failed(error.to_string()))?;
+        Ok((config.system.value, config.extra_platforms.value))
     }
 
     /// Returns the order of a build.

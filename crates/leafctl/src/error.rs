@@ -261,7 +261,10 @@ impl Error {
                 ProblemCode::NotFound => 5,
                 ProblemCode::Failed => 7,
                 ProblemCode::TimedOut => 4,
-                ProblemCode::Overloaded | ProblemCode::DiskFull | ProblemCode::Draining => 8,
+                ProblemCode::Overloaded
+                | ProblemCode::NoRoom
+                | ProblemCode::DiskFull
+                | ProblemCode::Draining => 8,
                 _ => 6,
             },
         }

@@ -95,6 +95,15 @@ impl Session {
         }
     }
 
+    /// Returns the leaves that flags select, or else all that are listed: the variable that names one leaf counts for nothing.
+    pub(crate) async fn selected_or_all(&self) -> Result<Vec<Selected>, Error> {
+        let leaves = self.client.leaves().await?;
+        if self.by_flags || leaves == Leaves::default() {
+            return self.listed(leaves);
+        }
+        Several::default().select(leaves)
+    }
+
     /// Returns whether the command is for any number of leaves, so that its output names them.
     pub(crate) fn is_for_several(&self) -> bool {
         matches!(self.selection, Selection::Several(_))
@@ -144,7 +153,8 @@ impl Session {
         }
     }
 
-    fn alone(&self, leaf: LeafName) -> Leaf {
+    /// Returns a leaf that a command is for, and no other.
+    pub(crate) fn alone(&self, leaf: LeafName) -> Leaf {
         let signing = self.signing(vec![leaf.clone()], None);
         Leaf::alone(
             leaf,

@@ -42,6 +42,10 @@ pub struct JobHost {
     pub jobs: Jobs,
     /// The Nix installation that tasks use.
     pub nix: Nix,
+    /// The system that it evaluates and builds for.
+    pub system: String,
+    /// The further systems that it builds for.
+    pub more_systems: BTreeSet<String>,
 }
 
 impl JobHost {

@@ -28,7 +28,7 @@ use crate::steps::Of;
 use crate::tasks::Tasks;
 use crate::wake::Wake;
 use crate::workers::Workers;
-use leaf_host::notify;
+use leaf_host::{notify, pressure};
 
 /// How long commands are remembered, so that a repeated id gets the first reply: 24 hours.
 const COMMANDS_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -274,15 +274,20 @@ impl MainLoop {
             durable_sequence: self.journal.last_sequence(),
             committed: self.commits.count(),
             max_message_bytes: self.workers.max_message_bytes(),
+            pressure: None,
         }
     }
 
     fn feed(&mut self, input: Input) {
+        let mut conditions = self.conditions();
+        if input.depends_on_pressure() {
+            conditions.pressure = pressure::read();
+        }
         let at = At {
             time: Timestamp::now(),
             moment: self.clock.now(),
             ids: FreshIds::new(Uuid::now_v7()),
-            conditions: self.conditions(),
+            conditions,
             in_use: if input.adds_container() {
                 self.workers.in_use()
             } else {

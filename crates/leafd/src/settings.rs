@@ -12,6 +12,8 @@ use leaf_core::address_pool::AddressPool;
 use leaf_core::id::LeafName;
 use leaf_core::job::NixPolicy;
 use leaf_core::labels::{self, Labels};
+use leaf_core::placement::demand::{Features, check_features};
+use leaf_core::placement::pressure::PressureLimits;
 use leaf_host::settings_file::{self, SettingsError, ShapeError};
 use serde::{Deserialize, Serialize};
 
@@ -172,6 +174,11 @@ pub struct Nix {
     pub timeout_seconds: u32,
     /// The bound of an evaluation's address space, in MiB.
     pub eval_memory_mib: u64,
+    /// What the leaf has of each feature that a job may take, such as `{ kvm = 2 }`.
+    #[serde(skip_serializing_if = "Features::is_empty")]
+    pub features: Features,
+    /// The pressure of the host above which it takes no job that goes where there is room.
+    pub room: PressureLimits,
     /// Nix settings for every job, passed as `--option NAME VALUE`.
     pub options: BTreeMap<String, String>,
     /// What callers may build and evaluate.
@@ -190,6 +197,8 @@ impl Default for Nix {
             max_queued_jobs: 100,
             timeout_seconds: 7200,
             eval_memory_mib: 4096,
+            features: Features::new(),
+            room: PressureLimits::default(),
             options: BTreeMap::new(),
             policy: NixPolicy::default(),
             by_helper: None,
@@ -363,6 +372,17 @@ impl Settings {
         }
         if let Err((setting, why)) = self.nix.policy.check_settings() {
             return Err(SettingsError::value(setting.place(), why));
+        }
+        check_features(&self.nix.features).map_err(|why| SettingsError::value("nix.features", why))?;
+        let room = &self.nix.room;
+        for (place, percent) in [
+            ("nix.room.cpu_percent", room.cpu_percent),
+            ("nix.room.memory_percent", room.memory_percent),
+            ("nix.room.io_percent", room.io_percent),
+        ] {
+            if !(1..=100).contains(&percent) {
+                return Err(SettingsError::value(place, "must be from 1 to 100"));
+            }
         }
         if let Some((name, _)) = self
             .nix

@@ -1,7 +1,7 @@
 //! Carries out the engine's effects. Work that takes time runs beside the main loop, and its end comes back as an
 //! [`Input`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,6 +120,14 @@ impl Workers {
             nix: self.equipment.jobs.as_ref().map(drop).map_err(Clone::clone),
             secrets: self.equipment.secrets.as_ref().map(drop).map_err(Clone::clone),
         }
+    }
+
+    /// Returns the system of the leaf's Nix and the further ones that it builds for; empty if it runs no jobs.
+    #[must_use]
+    pub fn systems(&self) -> (String, BTreeSet<String>) {
+        let jobs = self.equipment.jobs.as_ref();
+        jobs.map(|host| (host.system.clone(), host.more_systems.clone()))
+            .unwrap_or_default()
     }
 
     /// Returns the largest message that the NATS server accepts, in bytes; `None` before the first connection.

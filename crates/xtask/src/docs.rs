@@ -19,7 +19,7 @@ const DIRECTORY: &str = "docs/protocol";
 /// The schemas of all message types.
 const BUNDLE: &str = "messages.schema.json";
 /// The documents of the directory that people write.
-const WRITTEN: &[&str] = &["sessions.md"];
+const WRITTEN: &[&str] = &["placement.md", "sessions.md"];
 
 /// Generate docs/protocol/: the JSON Schema of all message types, and the protocol in tables
 #[derive(clap::Args)]
@@ -200,7 +200,8 @@ fn overview(types: &[MessageType]) -> String {
         header::NEXT_OFFSET,
     );
     text.push_str(
-        "\n## Sessions\n\n\
+        "\n## Sessions and placement\n\n\
+         [placement.md](placement.md) is the contract of builds that any leaf of a fleet may carry out.\n\n\
          [sessions.md](sessions.md) is the contract of a program's input and output over NATS. It was written before its code, which \
          does not exist yet.\n\
          \n## Other messages\n\n",

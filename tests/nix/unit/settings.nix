@@ -84,6 +84,11 @@ in
       import_from_derivation = true
       impure = false
       unlocked_references = true
+
+      [nix.room]
+      cpu_percent = 75
+      io_percent = 75
+      memory_percent = 20
     '';
   };
   "labels become a table, and keys that are no bare ones are quoted" = {

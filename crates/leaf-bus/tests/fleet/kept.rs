@@ -37,6 +37,7 @@ pub(super) fn beat(leaf: &leaf_core::id::LeafName) -> Beat {
         time: now,
         interval_seconds: 10,
         labels: Labels::default(),
+        nix: None,
     }
 }
 

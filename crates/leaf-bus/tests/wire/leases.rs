@@ -55,6 +55,7 @@ pub(super) fn beat(run: u128, sequence: u64) -> Beat {
         time,
         interval_seconds: 10,
         labels: [("site".to_owned(), "hall-2".to_owned())].into(),
+        nix: None,
     }
 }
 

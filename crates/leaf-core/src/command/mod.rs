@@ -177,6 +177,16 @@ impl Command {
         self.declaration().kind
     }
 
+    /// Returns whether the decision on it depends on the pressure of the host.
+    #[must_use]
+    pub fn depends_on_pressure(&self) -> bool {
+        match self {
+            Self::Nix(nix::Command::Offer(_)) => true,
+            Self::Nix(nix::Command::Build(build)) => build.only_if_room,
+            _ => false,
+        }
+    }
+
     /// Returns the fingerprint of the command: a SHA-256 over its noun, verb and arguments, as hexadecimal. White space
     /// and the order of fields in the body make no difference.
     #[must_use]

@@ -1,6 +1,6 @@
 //! Commands about Nix: each begins a job.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::declare::commands;
 use crate::id::JobId;
 use crate::job::{Installable, JobPhase};
+use crate::placement::demand::{Features, Priority};
+use crate::placement::offer::Offer;
 
 commands! {
     "nix";
@@ -32,6 +34,18 @@ commands! {
         /// The time limit of the job, in seconds; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
+        /// The systems for which it may be built, such as `x86_64-linux`, at most 8: one is enough. Without them, any.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        systems: BTreeSet<String>,
+        /// What it takes of the leaf's features while it runs, such as `{"kvm": 1}`.
+        #[serde(default, skip_serializing_if = "Features::is_empty")]
+        features: Features,
+        /// Its priority among the queued jobs.
+        #[serde(default, skip_serializing_if = "Priority::is_normal")]
+        priority: Priority,
+        /// Whether it is refused with `no_room` instead of being queued, unless it would start at once, or a job about the same is open.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        only_if_room: bool,
     } -> JobAccepted
 
     /// Evaluates a Nix expression to JSON: purely, if it is of a flake, and without building anything.
@@ -101,6 +115,15 @@ commands! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
+
+    /// Asks the leaf what would come of a build. It changes nothing, and promises nothing.
+    Offer: OfferBuild = "offer" {
+        kind: Query, about: Leaf, needs: Nix, disk: Untouched, power: Reads,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The build.
+        build: Build,
+    } -> Offer
 }
 
 impl Build {
@@ -114,6 +137,10 @@ impl Build {
             keep_going: false,
             impure: false,
             timeout_seconds: None,
+            systems: BTreeSet::new(),
+            features: Features::new(),
+            priority: Priority::Normal,
+            only_if_room: false,
         }
     }
 }

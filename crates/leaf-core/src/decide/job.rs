@@ -7,6 +7,7 @@ use crate::container::DesiredRun;
 use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued};
 use crate::id::{ContainerName, JobId};
 use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
+use crate::placement::demand::Demand;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 
@@ -122,7 +123,7 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
 
 /// Returns a job's time limit, in seconds.
 pub(super) fn time_limit(asked_seconds: Option<u32>, context: &Context) -> Result<u32, Problem> {
-    let seconds = asked_seconds.unwrap_or(context.job_timeout_seconds);
+    let seconds = asked_seconds.unwrap_or(context.jobs.timeout_seconds);
     if seconds == 0 || seconds > MAX_JOB_SECONDS {
         return Err(invalid(format!(
             "a job's time limit must be from 1 to {MAX_JOB_SECONDS} seconds, not {seconds}"
@@ -145,7 +146,7 @@ pub(super) fn queue_system(
         container: Some(container),
         ..BuildTask::new(vec![installable.clone()], time_limit(None, context)?)
     };
-    queue(state, id, Task::Build(task), context)
+    queue(state, id, Task::Build(task), Demand::default(), context)
 }
 
 /// Checks what the policy of this leaf says of an installable.
@@ -155,23 +156,36 @@ pub(super) fn by_policy(installable: &Installable, impure: bool, context: &Conte
 }
 
 /// Returns the fact that a job was accepted.
-pub(super) fn queue(state: &State, id: JobId, task: Task, context: &Context) -> Result<Fact, Problem> {
+pub(super) fn queue(
+    state: &State,
+    id: JobId,
+    task: Task,
+    demand: Demand,
+    context: &Context,
+) -> Result<Fact, Problem> {
+    check_queue(state, context)?;
+    Ok(Fact::from(JobQueued {
+        id,
+        owner: context.caller.clone(),
+        task,
+        demand,
+    }))
+}
+
+/// Checks that there is a place in the queue.
+pub(super) fn check_queue(state: &State, context: &Context) -> Result<(), Problem> {
     let waiting = state
         .jobs
         .values()
         .filter(|job| job.phase == JobPhase::Queued)
         .count();
-    if waiting >= context.max_queued_jobs {
+    if waiting >= context.jobs.max_queued {
         return Err(Problem::new(
             ProblemCode::Overloaded,
             format!("{waiting} jobs are already queued; try again later"),
         ));
     }
-    Ok(Fact::from(JobQueued {
-        id,
-        owner: context.caller.clone(),
-        task,
-    }))
+    Ok(())
 }
 
 fn find_job(state: &State, id: JobId) -> Result<&Job, Problem> {

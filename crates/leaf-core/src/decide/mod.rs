@@ -19,6 +19,7 @@ pub use job::{after_job, needless_jobs};
 pub use secret::{SecretChange, secret_changed, secrets_observed};
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use jiff::Timestamp;
@@ -32,6 +33,8 @@ use crate::event::Fact;
 use crate::id::{Caller, ContainerName, JobId};
 use crate::job::NixPolicy;
 use crate::labels::Labels;
+use crate::placement::pressure::Pressure;
+use crate::placement::room::JobRules;
 use crate::problem::{Problem, ProblemCode};
 use crate::runtime::Runtime;
 use crate::state::{RawEntry, State};
@@ -53,12 +56,16 @@ pub struct Context {
     pub pool: AddressPool,
     /// The networks and names in use on the host, which a new container can't have.
     pub in_use: InUse,
-    /// The maximum number of queued jobs.
-    pub max_queued_jobs: usize,
-    /// The time limit of a job whose command sets none, in seconds.
-    pub job_timeout_seconds: u32,
+    /// What the leaf has for jobs, and its rules for them.
+    pub jobs: Arc<JobRules>,
+    /// The number of running jobs that take a place: programs that run take none.
+    pub in_places: usize,
     /// What callers may build and evaluate.
     pub nix_policy: NixPolicy,
+    /// The pressure of the host; `None` where its kernel does not measure it, or the command does not depend on it.
+    pub pressure: Option<Pressure>,
+    /// The problem for which the leaf refuses jobs at the moment, if it does.
+    pub refusing: Option<Problem>,
 }
 
 /// The networks and names that are in use on a host, as observed when a command arrives.

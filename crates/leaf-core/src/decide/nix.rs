@@ -1,50 +1,34 @@
 //! Decides the commands about Nix.
 
-use super::job::{by_policy, queue, time_limit};
-use super::{Context, Decision, invalid, known};
-use crate::command::nix::{Command, JobAccepted};
+use super::job::{by_policy, check_queue, queue, time_limit};
+use super::{Context, Decision, invalid, known, only};
+use crate::cause::Cause;
+use crate::command::nix::{Build, Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
-use crate::job::{BuildTask, CheckTask, EvalTask, Installable, JobPhase, PrintEnvTask, RunTask, Task};
+use crate::job::{BuildTask, CheckTask, EvalTask, Installable, Job, JobPhase, PrintEnvTask, RunTask, Task};
+use crate::placement::JobKey;
+use crate::placement::demand::{Demand, check_features};
+use crate::placement::offer::{Offer, Verdict};
+use crate::placement::room::works_on;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 
 /// The time limit of an evaluation whose command sets none, in seconds.
 const EVAL_SECONDS: u32 = 60;
+/// The maximum number of systems that a build names.
+const MOST_SYSTEMS: usize = 8;
 
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
-    let job = JobId(context.fresh_id);
-    let fact = queue(state, job, task(state, command, context)?, context)?;
-    Ok(Decision {
-        facts: vec![fact],
-        reply: known(&JobAccepted {
-            job,
-            phase: JobPhase::Queued,
-        }),
-    })
-}
-
-/// Returns the task that a command asks for.
-fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Problem> {
-    match command {
+    let (task, demand) = match command {
+        Command::Offer(c) => return Ok(only(known(&offer(state, &c.build, context)))),
         Command::Build(c) => {
-            if c.installable.is_some() && !c.installables.is_empty() {
-                return Err(invalid(
-                    "give either installable or installables, not both".to_owned(),
-                ));
+            let (task, demand) = build(c, context)?;
+            if c.only_if_room {
+                check_room(state, &task, &demand, context)?;
             }
-            let installables = c.installable.iter().chain(&c.installables);
-            check_all(installables.clone()).map_err(invalid)?;
-            for installable in installables.clone() {
-                allowed(installable, c.impure, context)?;
-            }
-            let timeout_seconds = time_limit(c.timeout_seconds, context)?;
-            Ok(Task::Build(BuildTask {
-                keep_going: c.keep_going,
-                impure: c.impure,
-                ..BuildTask::new(installables.cloned().collect(), timeout_seconds)
-            }))
+            (task, demand)
         }
         Command::Eval(c) => {
             let task = EvalTask {
@@ -54,7 +38,7 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
                 timeout_seconds: time_limit(c.timeout_seconds.or(Some(EVAL_SECONDS)), context)?,
             };
             task.check().map_err(invalid)?;
-            Ok(Task::Eval(task))
+            (Task::Eval(task), Demand::default())
         }
         Command::PrintEnv(c) => {
             let task = PrintEnvTask {
@@ -63,7 +47,7 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             task.check().map_err(invalid)?;
-            Ok(Task::PrintEnv(task))
+            (Task::PrintEnv(task), Demand::default())
         }
         Command::Check(c) => {
             let task = CheckTask {
@@ -72,7 +56,7 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             task.check().map_err(invalid)?;
-            Ok(Task::Check(task))
+            (Task::Check(task), Demand::default())
         }
         Command::Run(c) => {
             let task = RunTask {
@@ -87,9 +71,18 @@ fn task(state: &State, command: &Command, context: &Context) -> Result<Task, Pro
                 by_policy(package, false, context)?;
             }
             has_room(state, context)?;
-            Ok(Task::Run(task))
+            (Task::Run(task), Demand::default())
         }
-    }
+    };
+    let job = JobId(context.fresh_id);
+    let fact = queue(state, job, task, demand, context)?;
+    Ok(Decision {
+        facts: vec![fact],
+        reply: known(&JobAccepted {
+            job,
+            phase: JobPhase::Queued,
+        }),
+    })
 }
 
 /// Refuses a program beyond the number of those that may run at the same time.
@@ -118,4 +111,100 @@ fn allowed(installable: &Installable, impure: bool, context: &Context) -> Result
     installable.check().map_err(invalid)?;
     by_policy(installable, impure, context)?;
     Ok(installable.clone())
+}
+
+/// Returns the task of a build, and what it takes.
+fn build(c: &Build, context: &Context) -> Result<(Task, Demand), Problem> {
+    if c.installable.is_some() && !c.installables.is_empty() {
+        return Err(invalid(
+            "give either installable or installables, not both".to_owned(),
+        ));
+    }
+    let installables = c.installable.iter().chain(&c.installables);
+    check_all(installables.clone()).map_err(invalid)?;
+    for installable in installables.clone() {
+        allowed(installable, c.impure, context)?;
+    }
+    check_features(&c.features).map_err(invalid)?;
+    if c.systems.len() > MOST_SYSTEMS {
+        return Err(invalid(format!("give at most {MOST_SYSTEMS} systems")));
+    }
+    let demand = Demand {
+        features: c.features.clone(),
+        priority: c.priority,
+    };
+    let rules = &context.jobs;
+    let lacking = rules.lacks_system(&c.systems, installables.clone());
+    if let Some(why) = lacking.or_else(|| rules.lacks(&demand)) {
+        return Err(Problem::new(ProblemCode::Unsupported, why));
+    }
+    let task = BuildTask {
+        keep_going: c.keep_going,
+        impure: c.impure,
+        ..BuildTask::new(
+            installables.cloned().collect(),
+            time_limit(c.timeout_seconds, context)?,
+        )
+    };
+    Ok((Task::Build(task), demand))
+}
+
+/// Checks that a build starts at once, or is about the same as an open job.
+fn check_room(state: &State, task: &Task, demand: &Demand, context: &Context) -> Result<(), Problem> {
+    match would(state, task, demand, context) {
+        (Verdict::WorksOnIt | Verdict::Room, _) => Ok(()),
+        (_, why) => {
+            let why = why.unwrap_or_default();
+            let detail = format!("the build has only_if_room, and there is none: {why}");
+            Err(Problem::new(ProblemCode::NoRoom, detail))
+        }
+    }
+}
+
+/// Returns what would come of a build that is not refused, and why.
+fn would(state: &State, task: &Task, demand: &Demand, context: &Context) -> (Verdict, Option<String>) {
+    if JobKey::of(task).is_some_and(|key| works_on(state, &key)) {
+        return (Verdict::WorksOnIt, None);
+    }
+    let job = Job {
+        id: JobId(context.fresh_id),
+        owner: context.caller.clone(),
+        task: task.clone(),
+        demand: demand.clone(),
+        phase: JobPhase::Queued,
+        cause: Cause::default(),
+        queued_at: context.now,
+        started_at: None,
+        ended_at: None,
+        result: None,
+        failure: None,
+        error: None,
+        explanation: None,
+        partial: Vec::new(),
+    };
+    let rules = &context.jobs;
+    if let Some(why) = rules.waits_for(state, &job, context.in_places, context.now) {
+        return (Verdict::Waits, Some(why));
+    }
+    let strain = context
+        .pressure
+        .as_ref()
+        .and_then(|pressure| rules.limits.exceeded(pressure));
+    match strain {
+        Some(why) => (Verdict::Strained, Some(why)),
+        None => (Verdict::Room, None),
+    }
+}
+
+/// Returns the leaf's offer for a build: the decision on it, without a record.
+fn offer(state: &State, c: &Build, context: &Context) -> Offer {
+    let decided = match &context.refusing {
+        Some(problem) => Err(problem.clone()),
+        None => build(c, context).and_then(|(task, demand)| {
+            check_queue(state, context)?;
+            Ok(would(state, &task, &demand, context))
+        }),
+    };
+    let (verdict, why) = decided.unwrap_or_else(|problem| (Verdict::Never, Some(problem.detail)));
+    context.jobs.offer(state, verdict, why, context.pressure)
 }

@@ -1,5 +1,7 @@
 //! Handles commands: repeated, refused, decided or accepted.
 
+use std::sync::Arc;
+
 use crate::cause::Cause;
 use crate::command::{Command, CommandKind, CommandOutcome, CommandRecord, JobReport};
 use crate::container::{Container, ForeignContainer};
@@ -158,8 +160,10 @@ impl Engine {
             runtime: self.settings.runtime,
             pool: self.settings.pool,
             in_use: turn.at.in_use.clone(),
-            max_queued_jobs: self.settings.max_queued_jobs,
-            job_timeout_seconds: self.settings.job_timeout_seconds,
+            jobs: Arc::clone(&self.settings.jobs),
+            pressure: turn.at.conditions.pressure,
+            refusing: self.refuses(&turn.at.conditions),
+            in_places: self.jobs.in_places(),
             nix_policy: self.settings.nix_policy.clone(),
         }
     }

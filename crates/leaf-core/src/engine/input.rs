@@ -14,6 +14,7 @@ use crate::host_op::StoredSecret;
 use crate::id::{Caller, CommandId, ContainerName, JobId, SecretName};
 use crate::job::{JobOutcome, Progress};
 use crate::moment::Moment;
+use crate::placement::pressure::Pressure;
 use crate::problem::Problem;
 use crate::reconcile::container::StepsOutcome;
 use crate::signed::Provenance;
@@ -117,6 +118,13 @@ pub enum Input {
 }
 
 impl Input {
+    /// Returns whether the decision on this input depends on the pressure of the host.
+    #[must_use]
+    pub fn depends_on_pressure(&self) -> bool {
+        let of_command = |request: &Request| request.command.as_ref().is_ok_and(Command::depends_on_pressure);
+        matches!(self, Self::Command(request) if of_command(request))
+    }
+
     /// Returns whether a container may be created or adopted with this input, which takes a name and addresses of the host.
     #[must_use]
     pub fn adds_container(&self) -> bool {
@@ -191,7 +199,7 @@ impl FreshIds {
 }
 
 /// The state of the journal and its disk when an input is handled.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Conditions {
     /// Since when the journal's disk has been full; `None` if it is not.
     pub full_since: Option<Timestamp>,
@@ -205,6 +213,9 @@ pub struct Conditions {
     pub committed: u64,
     /// The largest message that the NATS server accepts, in bytes; `None` if it is not known.
     pub max_message_bytes: Option<usize>,
+    /// The pressure of the host, if the input [depends on it](Input::depends_on_pressure) and the kernel measures
+    /// it.
+    pub pressure: Option<Pressure>,
 }
 
 /// The free space of a disk.

@@ -6,7 +6,7 @@ use crate::cause::Cause;
 use crate::decide::{after_job, needless_jobs};
 use crate::event::{Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
 use crate::id::{Caller, JobId};
-use crate::job::{Failure, Job, JobFailureCause, JobOutcome, JobPhase, Progress};
+use crate::job::{Explanation, Failure, FailureKind, Job, JobFailureCause, JobOutcome, JobPhase, Progress};
 
 use super::Engine;
 use super::output::Effect;
@@ -31,7 +31,7 @@ impl RunningJobs {
     }
 
     /// Returns the number of jobs that Nix works for.
-    fn in_places(&self) -> usize {
+    pub(super) fn in_places(&self) -> usize {
         self.0.values().filter(|job| !job.runs_program).count()
     }
 
@@ -43,8 +43,26 @@ impl RunningJobs {
 }
 
 impl Engine {
-    /// Follows the jobs that the last instance left running, and cancels those whose cancellation it had accepted.
+    /// Follows the jobs that the last instance left running, cancels those whose cancellation it had accepted, and fails queued ones
+    /// of which the settings have not enough any more: they would wait for ever, and others behind them.
     pub(super) fn resume_jobs(&mut self, turn: &mut Turn) {
+        let is_queued = |job: &&Job| job.phase == JobPhase::Queued;
+        let rules = &self.settings.jobs;
+        let queued = self.state().jobs.values().filter(is_queued);
+        let lacking: Vec<(JobId, String)> = queued
+            .filter_map(|job| Some((job.id, rules.lacks(&job.demand)?)))
+            .collect();
+        for (id, error) in lacking {
+            let failure = JobFailed {
+                id,
+                cause: JobFailureCause::Failed,
+                explanation: Some(Explanation::new(FailureKind::Policy, error.clone())),
+                error,
+                partial: Vec::new(),
+            };
+            let cause = self.cause_of_job(id);
+            self.record(turn, &cause, [Fact::from(failure)]);
+        }
         let is_running = |job: &&Job| job.phase == JobPhase::Running;
         let running: Vec<Job> = self.state().jobs.values().filter(is_running).cloned().collect();
         for job in running {
@@ -63,19 +81,16 @@ impl Engine {
         }
     }
 
-    /// Starts queued jobs, oldest first, up to the limit of running jobs.
+    /// Starts queued jobs, by priority and age, as far as there is room for them.
     pub(super) fn start_jobs(&mut self, turn: &mut Turn) {
-        let room = self.settings.max_jobs.saturating_sub(self.jobs.in_places());
-        if room == 0 || self.is_stopping() {
+        if self.is_stopping() {
             return;
         }
-        let queued = self.state().jobs.values();
-        let next: Vec<JobId> = queued
-            .filter(|job| job.phase == JobPhase::Queued)
-            .map(|job| job.id)
-            .take(room)
-            .collect();
-        for id in next {
+        for id in self
+            .settings
+            .jobs
+            .startable(self.state(), self.jobs.in_places(), turn.time())
+        {
             self.jobs.0.insert(id, RunningJob::default());
             let cause = self.cause_of_job(id);
             self.record(turn, &cause, [Fact::from(JobStarted { id })]);

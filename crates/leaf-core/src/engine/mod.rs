@@ -40,6 +40,7 @@ mod secrets;
 mod turn;
 mod waiting;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -54,6 +55,7 @@ use crate::id::{Caller, InstanceId};
 use crate::job::NixPolicy;
 use crate::labels::{self, Labels};
 use crate::moment::Moment;
+use crate::placement::room::JobRules;
 use crate::plan::{after_boot, may_have_started_early};
 use crate::problem::Problem;
 use crate::reconcile::{Interruption, Reconciler, Resource};
@@ -92,12 +94,8 @@ pub struct EngineSettings {
     pub limits: Limits,
     /// The network that containers' addresses are taken from.
     pub pool: AddressPool,
-    /// The maximum number of running jobs.
-    pub max_jobs: usize,
-    /// The maximum number of queued jobs.
-    pub max_queued_jobs: usize,
-    /// The time limit of a job whose command sets none, in seconds.
-    pub job_timeout_seconds: u32,
+    /// What the leaf has for jobs, and its rules for them.
+    pub jobs: Arc<JobRules>,
     /// What callers may build and evaluate.
     pub nix_policy: NixPolicy,
     /// Which commands need a signature, or a caller who is named for them.

@@ -3,6 +3,7 @@
 use super::declare::facts;
 use crate::id::{Caller, JobId};
 use crate::job::{BuiltDerivation, Explanation, JobFailureCause, JobResult, Task};
+use crate::placement::demand::Demand;
 
 facts! {
     JobFact of "job";
@@ -15,6 +16,9 @@ facts! {
         owner: Caller,
         /// The job's task.
         task: Task,
+        /// What it takes of the leaf, and its place in the queue.
+        #[serde(default, skip_serializing_if = "Demand::is_usual")]
+        demand: Demand,
     }
 
     /// A job started.

@@ -113,6 +113,7 @@ mod tests {
                 time: Timestamp::UNIX_EPOCH,
                 interval_seconds: 10,
                 labels: Default::default(),
+                nix: None,
             },
             predecessor: None,
             stream_last: 0,

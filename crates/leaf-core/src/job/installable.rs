@@ -70,6 +70,23 @@ impl Installable {
         }
     }
 
+    /// Returns what it is without chosen outputs.
+    #[must_use]
+    pub fn without_outputs(&self) -> Self {
+        let bare = |text: &str| outputs::split(text).0.to_owned();
+        match self {
+            Self::Flake { reference } => Self::Flake {
+                reference: bare(reference),
+            },
+            Self::Derivation { path, .. } => Self::StorePath { path: path.clone() },
+            Self::File { path, attribute } => Self::File {
+                path: path.clone(),
+                attribute: attribute.as_deref().map(bare),
+            },
+            Self::StorePath { .. } | Self::Template { .. } => self.clone(),
+        }
+    }
+
     /// Returns the length of its text, in bytes.
     #[must_use]
     pub fn length(&self) -> usize {

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cause::Cause;
 use crate::id::{Caller, JobId};
+use crate::placement::demand::Demand;
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use check::{CheckResult, CheckTask};
@@ -45,6 +46,9 @@ pub struct Job {
     pub owner: Caller,
     /// The task.
     pub task: Task,
+    /// What it takes of the leaf, and its place in the queue.
+    #[serde(default, skip_serializing_if = "Demand::is_usual")]
+    pub demand: Demand,
     /// The phase.
     pub phase: JobPhase,
     /// The cause.

@@ -39,6 +39,7 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
                     id: f.id,
                     owner: f.owner.clone(),
                     task: f.task.clone(),
+                    demand: f.demand.clone(),
                     phase: JobPhase::Queued,
                     cause: cause_of(event),
                     queued_at: now,
@@ -120,6 +121,7 @@ mod tests {
     use crate::event::{Fact, JobInterrupted, JobQueued};
     use crate::id::Caller;
     use crate::job::{BuildTask, Installable, Task};
+    use crate::placement::demand::Demand;
     use crate::state::apply;
 
     #[test]
@@ -140,6 +142,7 @@ mod tests {
         let id = |number: usize| JobId(uuid::Uuid::from_u128(number as u128));
         let queued = |number| {
             Fact::from(JobQueued {
+                demand: Demand::default(),
                 id: id(number),
                 owner: Caller::daemon(),
                 task: Task::Build(BuildTask::new(

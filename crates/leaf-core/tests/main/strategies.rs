@@ -1,6 +1,7 @@
 //! Arbitrary facts, histories, commands and looks at the hardware. Names and ids are few, so that they meet.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use leaf_core::address_pool::AddressPool;
@@ -13,6 +14,8 @@ use leaf_core::host_op::Secret;
 use leaf_core::id::*;
 use leaf_core::job::*;
 use leaf_core::labels::Labels;
+use leaf_core::placement::demand::{Demand, Features, Priority};
+use leaf_core::placement::room::JobRules;
 use leaf_core::runtime::Runtime;
 use leaf_core::secret::{OnUnitChange, SecretUser};
 use leaf_core::spec::*;
@@ -66,8 +69,15 @@ pub(crate) fn context(fresh: u128) -> Context {
         runtime: Runtime::Systemd,
         pool: AddressPool::default(),
         in_use: InUse::default(),
-        max_queued_jobs: 8,
-        job_timeout_seconds: 3600,
+        jobs: Arc::new(JobRules {
+            max_running: 2,
+            max_queued: 8,
+            timeout_seconds: 3600,
+            ..JobRules::default()
+        }),
+        pressure: None,
+        refusing: None,
+        in_places: 0,
         nix_policy: NixPolicy::default(),
     }
 }
@@ -89,6 +99,13 @@ fn device_id() -> impl Strategy<Value = DeviceId> {
 
 pub(crate) fn job_id() -> impl Strategy<Value = JobId> {
     (1u128..7).prop_map(|n| JobId(Uuid::from_u128(n)))
+}
+
+/// What a job takes: good or bad.
+pub(crate) fn demand() -> impl Strategy<Value = Demand> {
+    let features = btree_map(select(&["kvm", "gpu"][..]).prop_map(str::to_owned), 1u16..4, 0..3);
+    let priority = select(&[Priority::Low, Priority::Normal, Priority::High][..]);
+    (features, priority).prop_map(|(features, priority): (Features, Priority)| Demand { features, priority })
 }
 
 fn instance() -> impl Strategy<Value = InstanceId> {
@@ -433,11 +450,12 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     ];
     let failure = select(&[JobFailureCause::Failed, JobFailureCause::TimedOut][..]);
     let of_a_job = prop_oneof![
-        3 => (job_id(), caller(), vec(installable(), 1..3), option::of(name())).prop_map(|(id, owner, installables, container)| {
+        3 => (job_id(), caller(), vec(installable(), 1..3), option::of(name()), demand()).prop_map(|(id, owner, installables, container, demand)| {
             let keep_going = installables.len() == 2;
             Fact::from(JobQueued {
                 id,
                 owner,
+                demand,
                 task: Task::Build(BuildTask { keep_going, container, ..BuildTask::new(installables, 60) }),
             })
         }),
@@ -446,13 +464,14 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 id,
                 owner,
                 task: Task::Eval(EvalTask { installable, apply, impure: false, timeout_seconds: 60 }),
+                demand: Demand::default(),
             })
         }),
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
-            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, impure: false, timeout_seconds: 60 }) })
+            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default() })
         }),
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
-            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }) })
+            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default() })
         }),
         1 => (job_id(), caller(), installable(), vec("[ -~]{1,4}", 1..3)).prop_map(|(id, owner, installable, command)| {
             Fact::from(JobQueued {
@@ -465,6 +484,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                     pure: false,
                     timeout_seconds: 60,
                 }),
+                demand: Demand::default(),
             })
         }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
@@ -602,13 +622,24 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
             .prop_map(|(name, if_generation)| ResumeContainer { name, if_generation }.into()),
         (name(), generation())
             .prop_map(|(name, if_generation)| DestroyContainer { name, if_generation }.into()),
-        (vec(installable(), 0..3), option::of(any::<u32>())).prop_map(|(installables, timeout_seconds)| {
-            Build {
-                timeout_seconds,
-                ..Build::of(installables)
-            }
-            .into()
-        }),
+        (
+            vec(installable(), 0..3),
+            option::of(any::<u32>()),
+            demand(),
+            any::<bool>()
+        )
+            .prop_map(
+                |(installables, timeout_seconds, Demand { features, priority }, only_if_room)| {
+                    Build {
+                        timeout_seconds,
+                        features,
+                        priority,
+                        only_if_room,
+                        ..Build::of(installables)
+                    }
+                    .into()
+                }
+            ),
         job_id().prop_map(|id| CancelJob { id }.into()),
         (secret_name(), age_file()).prop_map(|(name, age)| SetSecret { name, age }.into()),
         (secret_name(), "[ -~ä]{0,9}").prop_map(|(name, age)| {

@@ -333,5 +333,6 @@ pub(crate) fn beat_of(leaf: &LeafName, sequence: u64) -> Beat {
         time: Timestamp::now(),
         interval_seconds: 10,
         labels: std::collections::BTreeMap::new(),
+        nix: None,
     }
 }

@@ -187,6 +187,7 @@ impl TestLeaf {
                     time: Timestamp::now(),
                     interval_seconds: 10,
                     labels: Default::default(),
+                    nix: None,
                 },
                 predecessor: None,
                 stream_last: self.last(),

@@ -3,7 +3,7 @@
 use leaf_bus::lease::Lease;
 use leaf_bus::serve::{Server, ServiceInfo};
 use leaf_bus::stream::StreamSettings;
-use leaf_core::beat::{BEAT_SECONDS, Beat};
+use leaf_core::beat::{BEAT_SECONDS, Beat, Builds};
 use leaf_core::command::CommandRecord;
 use leaf_core::error::chain;
 use leaf_core::labels;
@@ -75,6 +75,16 @@ impl Claim {
             any: server_process.is_some(),
         };
         let of_commands = last_run.and_then(|leaf| serde_json::from_value(leaf.get("labels")?.clone()).ok());
+        // Before the first beat, which says what the leaf has for builds.
+        let jobs = equipment::job_host(settings, leaf).await;
+        let builds = jobs.as_ref().ok().map(|host| {
+            Box::new(Builds {
+                system: host.system.clone(),
+                more_systems: host.more_systems.clone(),
+                features: settings.nix.features.clone(),
+                max_jobs: settings.nix.max_jobs as u64,
+            })
+        });
         let beat = Beat {
             leaf: leaf.clone(),
             instance: *instance,
@@ -85,6 +95,7 @@ impl Claim {
             time: *started_at,
             interval_seconds: BEAT_SECONDS,
             labels: labels::effective(&settings.labels, &of_commands.unwrap_or_default()),
+            nix: builds,
         };
         let unfinished = opened.unfinished;
         let state = State::from_entries(opened.held.last_sequence, opened.entries);
@@ -130,7 +141,6 @@ impl Claim {
         if let Some(hub) = hub {
             server.take_from_hub(hub.link()).await?;
         }
-        let jobs = equipment::job_host(settings, leaf).await;
         Ok(Self {
             beat,
             dead,

@@ -1,5 +1,6 @@
 //! Prepares what the daemon works with, as set and as the host allows: NATS, containers, Nix, a hardware report.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -385,14 +386,25 @@ pub(super) async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<Job
         .into_iter()
         .chain(settings.nix.options.clone())
         .collect();
-    let host = JobHost {
-        jobs: Jobs::new(jobs),
-        nix: Nix::new(nix),
-    };
-    match host.nix.check().await {
+    let nix = Nix::new(nix);
+    match nix.check().await {
         Ok(version) => {
             tracing::info!(version = version.text, "nix");
-            Ok(host)
+            let (system, more_systems) = nix.systems().await.unwrap_or_else(|error| {
+                let own = format!("{}-linux", std::env::consts::ARCH);
+                tracing::warn!(
+                    error = chain(&error),
+                    system = own,
+                    "this is taken for Nix's only system"
+                );
+                (own, BTreeSet::new())
+            });
+            Ok(JobHost {
+                jobs: Jobs::new(jobs),
+                nix,
+                system,
+                more_systems,
+            })
         }
         Err(error) => {
             tracing::warn!(error = chain(&error), "this leaf runs no Nix jobs");

@@ -10,6 +10,7 @@ use leaf_core::engine::{Engine, EngineSettings, History, Limits, Resumed, Snapsh
 use leaf_core::error::chain;
 use leaf_core::id::InstanceId;
 use leaf_core::labels::{self, Labels};
+use leaf_core::placement::room::JobRules;
 use leaf_core::state::{RawEntry, State};
 use leaf_host::notify;
 use leaf_host::signals::Termination;
@@ -411,6 +412,7 @@ fn engine(
         ..
     } = store;
     let held = journal.held();
+    let (system, more_systems) = workers.systems();
     let engine = EngineSettings {
         instance: *instance,
         runtime: leaf_host::runtime::detect(),
@@ -421,9 +423,15 @@ fn engine(
             reserve_bytes: settings.events.reserve_bytes,
         },
         pool: settings.containers.address_pool,
-        max_jobs: settings.nix.max_jobs,
-        max_queued_jobs: settings.nix.max_queued_jobs,
-        job_timeout_seconds: settings.nix.timeout_seconds,
+        jobs: Arc::new(JobRules {
+            max_running: settings.nix.max_jobs,
+            max_queued: settings.nix.max_queued_jobs,
+            timeout_seconds: settings.nix.timeout_seconds,
+            features: settings.nix.features.clone(),
+            limits: settings.nix.room,
+            system,
+            more_systems,
+        }),
         nix_policy: settings.nix.policy.clone(),
         rules: settings.trust.rules()?,
         container_valid: settings.nats.container_valid(),

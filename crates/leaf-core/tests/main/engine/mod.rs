@@ -6,6 +6,7 @@ mod boots;
 mod boundaries;
 mod changes;
 mod labels;
+mod placement;
 mod policy;
 mod renewals;
 mod secrets;

@@ -39,9 +39,10 @@ fn refused(world: &mut World, command: impl Into<Command>) -> Problem {
     reply.expect_err("refused")
 }
 
+/// Sends a build that is about another thing than those before.
 fn build(world: &mut World) -> JobId {
     let installable = Installable::Template {
-        name: "minimal".to_owned(),
+        name: format!("minimal-{}", world.state().jobs.len()),
     };
     let timeout_seconds = None;
     let reply = call(

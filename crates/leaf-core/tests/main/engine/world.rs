@@ -6,6 +6,7 @@ mod checks;
 mod commits;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use leaf_core::command::{Command, CommandRecord};
 use leaf_core::container::{Container, ContainerPhase};
@@ -19,6 +20,9 @@ use leaf_core::hardware::Inventory;
 use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
 use leaf_core::job::Job;
 use leaf_core::labels::Labels;
+use leaf_core::placement::demand::Features;
+use leaf_core::placement::pressure::Pressure;
+use leaf_core::placement::room::JobRules;
 use leaf_core::problem::Problem;
 use leaf_core::reconcile::Interruption;
 use leaf_core::renewal::CONTAINER_VALID;
@@ -114,6 +118,10 @@ pub(super) struct World {
     pub(super) disk_is_low: bool,
     /// The largest message that the NATS server accepts.
     pub(super) max_message_bytes: Option<usize>,
+    /// What its settings say that it has.
+    pub(super) features: Features,
+    /// The pressure of the host.
+    pub(super) pressure: Option<Pressure>,
     /// The networks and names in use on the host when a command arrives.
     pub(super) in_use: InUse,
 }
@@ -139,8 +147,9 @@ impl World {
 
     fn make(rules: CommandRules, capabilities: Capabilities) -> Self {
         let journal = ModelJournal::default();
+        let features: Features = [("kvm".to_owned(), 2)].into();
         let mut world = Self {
-            engine: engine(&journal, 1, &capabilities, &rules),
+            engine: engine(&journal, 1, &capabilities, &rules, &features),
             capabilities,
             rules,
             journal,
@@ -162,6 +171,8 @@ impl World {
             disk_is_full: false,
             disk_is_low: false,
             max_message_bytes: None,
+            features,
+            pressure: None,
             in_use: InUse::default(),
         };
         world.start();
@@ -283,6 +294,7 @@ impl World {
             durable_sequence: self.journal.replayed.sequence,
             committed: self.committed,
             max_message_bytes: self.max_message_bytes,
+            pressure: self.pressure,
         }
     }
 
@@ -517,7 +529,13 @@ impl World {
         self.cancelled.clear();
         self.run += 1;
         self.replayed = self.journal.replayed.clone();
-        self.engine = engine(&self.journal, self.run, &self.capabilities, &self.rules);
+        self.engine = engine(
+            &self.journal,
+            self.run,
+            &self.capabilities,
+            &self.rules,
+            &self.features,
+        );
         self.start();
     }
 
@@ -569,7 +587,13 @@ pub(super) fn labels_of_settings() -> Labels {
 }
 
 /// Returns the engine that continues from what the journal holds.
-fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities, rules: &CommandRules) -> Engine {
+fn engine(
+    journal: &ModelJournal,
+    run: u64,
+    capabilities: &Capabilities,
+    rules: &CommandRules,
+    features: &Features,
+) -> Engine {
     let settings = EngineSettings {
         instance: InstanceId(Uuid::from_u128(run.into())),
         runtime: Runtime::Systemd,
@@ -580,9 +604,15 @@ fn engine(journal: &ModelJournal, run: u64, capabilities: &Capabilities, rules: 
             reserve_bytes: RESERVE_BYTES,
         },
         pool: leaf_core::address_pool::AddressPool::default(),
-        max_jobs: MAX_JOBS,
-        max_queued_jobs: MAX_QUEUED_JOBS,
-        job_timeout_seconds: 3600,
+        jobs: Arc::new(JobRules {
+            max_running: MAX_JOBS,
+            max_queued: MAX_QUEUED_JOBS,
+            timeout_seconds: 3600,
+            features: features.clone(),
+            system: "x86_64-linux".to_owned(),
+            more_systems: ["aarch64-linux".to_owned()].into(),
+            ..JobRules::default()
+        }),
         nix_policy: leaf_core::job::NixPolicy::default(),
         rules: rules.clone(),
         container_valid: CONTAINER_VALID,

@@ -6,7 +6,9 @@ use leaf_core::id::{JobId, StorePath};
 use leaf_core::job::{BuiltDerivation, Installable, Job, JobPhase, JobResult, Origin, outputs};
 
 use super::out_link;
+use super::place::{Placed, Placement};
 use crate::error::Error;
+use crate::fleet::reply_line;
 use crate::leaf::Leaf;
 use crate::output::{Output, name_of, size};
 use crate::progress::JobBar;
@@ -41,6 +43,8 @@ pub(crate) struct Build {
     /// Print the job's id without waiting for its end.
     #[arg(long)]
     detach: bool,
+    #[command(flatten)]
+    placement: Placement,
 }
 
 impl Build {
@@ -50,21 +54,26 @@ impl Build {
             out_link::check(link)?;
         }
         let timeout_seconds = seconds(self.time_limit)?;
-        let leaf = session.leaf().await?;
-        let accepted = leaf
-            .call(&command::Build {
-                keep_going: self.keep_going,
-                impure: self.impure,
-                timeout_seconds,
-                ..command::Build::of(installables)
-            })
-            .await?;
+        let build = command::Build {
+            keep_going: self.keep_going,
+            impure: self.impure,
+            timeout_seconds,
+            ..command::Build::of(installables)
+        };
+        let names_leaf = self.placement.is_any() && output.is_json();
+        let Placed { leaf, accepted } = self.placement.send(session, build).await?;
         if self.detach {
+            if names_leaf {
+                return output.json_line(&reply_line(&leaf.name, &accepted));
+            }
             return output.document(&accepted, |accepted| accepted.job.to_string());
         }
         let job = follow(&leaf, accepted.job, output).await?;
         if let (Some(link), Some(JobResult::Build(result))) = (&self.out_link, &job.result) {
             out_link::create(link, result).await?;
+        }
+        if names_leaf {
+            return output.json_line(&reply_line(&leaf.name, &job));
         }
         output.document(&job, text)
     }

@@ -7,6 +7,7 @@ mod eval;
 mod jobs;
 mod log;
 mod out_link;
+mod place;
 mod print_env;
 mod run;
 mod why;

@@ -27,6 +27,8 @@ mod link_ends;
 mod newer;
 #[path = "ctl/openpgp.rs"]
 mod openpgp;
+#[path = "ctl/placing.rs"]
+mod placing;
 #[path = "ctl/running.rs"]
 mod running;
 #[path = "ctl/secrets.rs"]
@@ -87,6 +89,9 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: what is no fleet, no name or no host key is refused and changes nothing", &[], key_faults::refused),
         host.trial("leafctl: on a full disk a fleet is made as a whole or not at all", &[Need::Root], key_faults::full_disk),
         host.trial("leafctl: a change of several leaves whose reply was lost is repeated under one id, and has one effect on each", &[], fleet::repeated),
+        host.trial("leafctl: builds for any leaf go where there is room, and the same one asked for twice at once goes to one leaf", &[Need::Nix], placing::spreads),
+        host.trial("leafctl: a build for any leaf goes where its features and its system are, and waits there for them", &[Need::Nix], placing::by_what_it_takes),
+        host.trial("leafctl: a build for any leaf is not held up by a leaf that hangs", &[Need::Nix], placing::where_one_hangs),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
         host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),
         host.trial("leafctl: a secret is encrypted to a key that a person confirmed, listed and removed, and never printed", &[Need::Root], secrets::set_and_removed),
