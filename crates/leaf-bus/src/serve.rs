@@ -192,7 +192,8 @@ async fn next_of(sources: &mut [Source], last: usize) -> Option<(usize, Message)
 }
 
 impl Server {
-    /// Subscribes to the commands of a leaf. The connection may be established later, lost and re-established.
+    /// Subscribes to the commands of a leaf. The connection may be established later, lost and re-established. With a connection it
+    /// returns once the server knows the subscriptions, so that whoever then says that it is ready gets the next command.
     ///
     /// # Errors
     /// [`StreamError`] if the connection was closed.
@@ -202,6 +203,11 @@ impl Server {
         let mut discovery = SelectAll::new();
         for name in subject::discovery(SERVICE_NAME, info.id) {
             discovery.push(link.subscribe(name).await?);
+        }
+        if link.is_connected()
+            && let Err(error) = link.flush(KNOWN_WITHIN).await
+        {
+            tracing::warn!(%error, "the server may not know yet that commands are taken");
         }
         let leaf = info.leaf.clone();
         Ok(Self {
