@@ -13,6 +13,11 @@ cfg: programs: {
   secret_folders = cfg.containers.secretFolders;
   host_users = cfg.containers.hostUsers;
   inherit (cfg) witnesses;
+  system = {
+    inherit (cfg.system) switch;
+    healthy_units = cfg.system.healthyUnits;
+    reboot_as_last_resort = cfg.system.rebootAsLastResort;
+  };
   jobs = {
     program = "${cfg.package}/bin/leafd";
     path = "${cfg.nix.package}/bin:${programs.git}/bin";

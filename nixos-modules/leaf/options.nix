@@ -606,6 +606,36 @@ in
       '';
     };
 
+    system.switch = mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = ''
+        Whether the system of this host can be switched with `leafctl system switch`. Who may command that is root on this host, and
+        so is a leafd that somebody took over.
+      '';
+    };
+
+    system.rebootAsLastResort = mkOption {
+      type = types.bool;
+      default = true;
+      example = false;
+      description = ''
+        Whether the host is rebooted where a switch goes back, and the system of before can't be activated three times: it boots that
+        system. Containers and jobs end with the reboot.
+      '';
+    };
+
+    system.healthyUnits = mkOption {
+      type = types.listOf (types.strMatching "[A-Za-z0-9:_.\\@-]+[.][a-z]+");
+      default = [ ];
+      example = [ "postgresql.service" ];
+      description = ''
+        The units that must be active in a system that is switched to, beside leafd: otherwise it can't be confirmed, and goes back. Those
+        of the running system count as well as those of the new one.
+      '';
+    };
+
     settingsFile = mkOption {
       type = types.path;
       readOnly = true;

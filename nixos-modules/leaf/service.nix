@@ -58,6 +58,8 @@ in
       "cim-leaf/leafd.toml".source = cfg.settingsFile;
       # Only root can write it, as all of /etc: it limits what leafd may ask the helper for.
       "cim-leaf/helper.toml".text = helperToml;
+      # What a switch to this system has to know of its leaf before.
+      "cim-leaf/system.json".text = builtins.toJSON (import ./system.nix cfg);
     }
     // lib.optionalAttrs withContainers {
       "systemd/network/10-cim-leaf.network".source = networkFile;

@@ -38,7 +38,7 @@ use leaf_host::systemd::Systemd;
 use tokio::sync::OnceCell;
 
 pub use accounts::AccountError;
-pub use change::Changes;
+pub use change::{Changes, Systems};
 pub use job::Jobs;
 pub use secrets::SecretStore;
 pub use secrets::units::{give_credential, refuse_credential};
@@ -187,7 +187,25 @@ impl Helper {
                     caller,
                     seconds: *seconds,
                     unwitnessed: *unwitnessed,
-                    hub,
+                    what: change::What::Hub(hub),
+                };
+                self.changes.arm(&self.leaf, &self.systemd, &order).await?;
+                return Ok(HostReport::default());
+            }
+            HostOp::ArmSystem {
+                id,
+                caller,
+                seconds,
+                unwitnessed,
+                system,
+            } => {
+                self.check_changes()?;
+                let order = change::Order {
+                    id: *id,
+                    caller,
+                    seconds: *seconds,
+                    unwitnessed: *unwitnessed,
+                    what: change::What::System(system),
                 };
                 self.changes.arm(&self.leaf, &self.systemd, &order).await?;
                 return Ok(HostReport::default());
@@ -295,6 +313,7 @@ impl Helper {
             | HostOp::RemoveSecret { .. }
             | HostOp::ListSecrets {}
             | HostOp::ArmChange { .. }
+            | HostOp::ArmSystem { .. }
             | HostOp::ConfirmChange { .. }
             | HostOp::ShowHostKey {} => unreachable!("it is carried out elsewhere"),
         }
@@ -443,6 +462,17 @@ pub async fn change_network(leaves: &Path, change: NetworkChange) -> std::result
         first
     };
     all.await.map_err(failed)
+}
+
+/// Activates the system of the open change of a state directory, and installs it once it is confirmed or activates the one before: for
+/// the program `leaf-helper change switch`. Without an open change of the system it returns at once.
+///
+/// # Errors
+/// [`ProgramError`] when the directory can't be used.
+pub async fn switch_system(directory: &Path) -> std::result::Result<(), ProgramError> {
+    change::switch(directory, change::Root::default())
+        .await
+        .map_err(ProgramError::about("can't switch the system"))
 }
 
 /// Watches over the open change of a state directory until it is decided, and takes it back when its time is over, or in another

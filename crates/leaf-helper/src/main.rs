@@ -47,6 +47,8 @@ enum ChangeCommand {
     /// Wait until the open change is confirmed, and go back when its time is over or the host was rebooted; started by
     /// leaf-change.service
     Guard(Guard),
+    /// Activate the system of the open change, and the one before if it goes back; started by leaf-change.service
+    Switch(Guard),
 }
 
 #[derive(Debug, clap::Args)]
@@ -132,6 +134,9 @@ fn carry_out(command: Command) -> anyhow::Result<ExitCode> {
             .block_on(async { Ok(leaf_helper::change_network(&args.leaves, args.change.into()).await?) }),
         Command::Change(ChangeCommand::Guard(args)) => {
             small()?.block_on(async { Ok(leaf_helper::guard_change(&args.directory).await?) })
+        }
+        Command::Change(ChangeCommand::Switch(args)) => {
+            small()?.block_on(async { Ok(leaf_helper::switch_system(&args.directory).await?) })
         }
         Command::GiveSecret(args) => {
             let store = leaf_helper::config::load_secrets(&args.config);

@@ -80,9 +80,11 @@ impl Place {
                     saved: Some("saved-0".to_owned()),
                 }],
                 restart: restart.iter().map(|unit| (*unit).to_owned()).collect(),
+                activate: None,
                 more: serde_json::Map::new(),
             },
             apply: Vec::new(),
+            system: None,
             more: serde_json::Map::new(),
         };
         let place = Self {

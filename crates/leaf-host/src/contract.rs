@@ -77,6 +77,11 @@ pub const CHANGE_DIRECTORY: &str = "/var/lib/cim-leaf-change";
 pub const ARMED: &str = "armed.json";
 /// The file of a change whose way back is being carried out ([`Armed`](leaf_core::change::Armed)).
 pub const GOING_BACK: &str = "going-back.json";
+/// The file of a change of the system that is confirmed, until the system is the profile's and the boot loader's
+/// ([`Decided`](leaf_core::change::Decided)).
+pub const BLESSED: &str = "blessed.json";
+/// The file of the last step of the open change: its `id` and `step`.
+pub const PROGRESS: &str = "progress.json";
 /// The file of the question to the witness before a change is armed ([`Asking`](leaf_core::change::Asking)).
 pub const ASKING: &str = "asking.json";
 /// The directory of decided changes, `ID.json` each ([`Decided`](leaf_core::change::Decided)).
@@ -85,6 +90,8 @@ pub const DECIDED: &str = "decided";
 pub const HUB_OVERRIDE: &str = "hub.json";
 /// The unit that takes the way back.
 pub const GUARD_UNIT: &str = "leaf-change.service";
+/// The transient unit that activates another system, and the one before again.
+pub const SWITCH_UNIT: &str = "leaf-switch.service";
 /// The unit that asks the witness.
 pub const WITNESS_UNIT: &str = "leaf-change-witness.service";
 

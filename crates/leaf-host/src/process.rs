@@ -180,6 +180,53 @@ pub async fn run(mut command: Command, input: &[u8], bounds: Bounds) -> Result<F
     }
 }
 
+/// Runs a program to its end, in a process group of its own, without input, and with its standard output and error appended to a
+/// file. The group is killed at the time limit, or when the future is dropped.
+///
+/// # Errors
+/// [`RunError`]; an exit code other than 0 is not an error.
+pub async fn run_into(
+    mut command: Command,
+    log: std::fs::File,
+    time: Duration,
+) -> Result<ExitStatus, RunError> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let start = |source: io::Error| {
+        if source.kind() == io::ErrorKind::NotFound {
+            RunError::NotFound {
+                program: program.clone(),
+            }
+        } else {
+            RunError::Start {
+                program: program.clone(),
+                source,
+            }
+        }
+    };
+    let errors = log.try_clone().map_err(start)?;
+    command
+        .stdin(Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .process_group(0);
+    let mut group = Group::of(command.spawn().map_err(start)?);
+    match tokio::time::timeout(time, group.child.wait()).await {
+        Ok(Ok(status)) => {
+            // It was reaped, so its id may soon belong to another group.
+            group.led_by = None;
+            Ok(status)
+        }
+        Ok(Err(source)) => {
+            group.end().await;
+            Err(RunError::Follow { program, source })
+        }
+        Err(_) => {
+            group.end().await;
+            Err(RunError::TimedOut { program, after: time })
+        }
+    }
+}
+
 /// Returns the result of a program; `None` if it exceeded the limit of its output.
 async fn follow(child: &mut Child, input: &[u8], bounds: Bounds) -> io::Result<Option<Finished>> {
     let stdin = child.stdin.take();

@@ -10,7 +10,7 @@ use serde_json::Value;
 use leaf_core::command::{CommandOutcome, CommandRecord};
 
 /// The version of the file's format that this program writes, and the newest that it reads.
-pub(crate) const FORMAT: u64 = 1;
+pub const FORMAT: u64 = 1;
 
 /// A stored value is damaged.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

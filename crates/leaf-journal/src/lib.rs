@@ -16,6 +16,7 @@ mod lock;
 mod recent;
 mod writer;
 
+pub use encode::FORMAT;
 pub use error::{CommitError, OpenError, ReadError};
 pub use file::StoreError;
 pub use journal::{FILE, Journal, Opened, Options, Receipt};

@@ -111,6 +111,16 @@ impl Leaf {
         matches!(self.among, Among::Alone)
     }
 
+    /// Returns whether it is one of several leaves, and its last beat is too old.
+    pub(crate) fn is_away(&self) -> bool {
+        match &self.among {
+            Among::Several {
+                heard: Some(heard), ..
+            } => away_since(heard).is_some(),
+            Among::Several { heard: None, .. } | Among::Alone => false,
+        }
+    }
+
     /// Returns the error of a command that was interrupted before this leaf replied.
     pub(crate) fn interrupted(&self) -> Error {
         let note = match &self.among {

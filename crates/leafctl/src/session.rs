@@ -37,6 +37,8 @@ const LOCAL_LEAF: &str =
 pub(crate) struct Session {
     /// The connection.
     pub client: Client,
+    /// How it was made.
+    settings: ConnectSettings,
     timeout: Duration,
     selection: Selection,
     /// Whether flags select the leaves, and not the variable or nothing.
@@ -58,12 +60,26 @@ impl Session {
             .map_err(|source| Error::Connect { source, hint })?;
         Ok(Self {
             client,
+            settings,
             timeout: global.timeout,
             selection,
             by_flags: global.selects_leaves(),
             command_id: global.command_id.clone(),
             sign_with: global.sign_with.clone(),
             output: Output::new(global.json),
+        })
+    }
+
+    /// Returns a session with a connection of its own, for one leaf.
+    pub(crate) async fn anew(&self, leaf: LeafName) -> Result<Self, Error> {
+        let client = Client::connect(&self.settings, self.timeout)
+            .await
+            .map_err(|source| Error::Connect { source, hint: None })?;
+        Ok(Self {
+            client,
+            selection: Selection::One(leaf),
+            command_id: None,
+            ..self.clone()
         })
     }
 

@@ -4,14 +4,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_bus::connect::is_websocket;
-use leaf_core::change::{Armed, ConfirmedBy, Decided, HubChange};
+use leaf_core::change::{Armed, ConfirmedBy, Decided, HubChange, KIND_SYSTEM, SystemChange};
 use leaf_core::command::HubInPlace;
 use leaf_core::decide::{ChangeStep, Move, ObservedChanges};
 use leaf_core::engine::Input;
 use leaf_core::error::chain;
 use leaf_core::host_op::{HostOp, HostOpErrorKind, Secret};
+use leaf_core::id::ChangeId;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_host::contract::{ARMED, DECIDED, GOING_BACK};
+use leaf_host::contract::{ARMED, BLESSED, DECIDED, GOING_BACK, PROGRESS};
 use rustix::time::{ClockId, clock_gettime};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use crate::complaints::Complaints;
 use crate::helper::HostHelper;
 use crate::hub_override::{self, Holds};
 use crate::settings::{Hub, Settings};
+use crate::systems::{SystemChanges, SystemLinks};
 use crate::wake::Wake;
 
 /// The period in which the directory's times are looked at: two calls of stat(2).
@@ -81,9 +83,23 @@ impl HubSettings {
         }
     }
 
+    /// Returns whether the host may go back to a system with other settings: while a change of the system is open, and in a boot of
+    /// another system than the one that runs.
+    fn may_have_its_settings_again(&self) -> bool {
+        let is_open = [ARMED, GOING_BACK, BLESSED].iter().any(|name| {
+            let armed: Option<Armed> = read(&self.directory.join(name)).unwrap_or_default();
+            armed.is_some_and(|armed| armed.kind == KIND_SYSTEM)
+        });
+        is_open || !SystemLinks::default().runs_as_booted()
+    }
+
     /// Notes in leafd's state directory if the hub that a change has written is not used any more: it stays so.
     pub fn note_ended(&self, state_dir: &Path) {
         let Holds::Ended(hub) = &self.holds else { return };
+        if self.may_have_its_settings_again() {
+            tracing::info!(change = %hub.change, "the system may still go back, and this hub be used again");
+            return;
+        }
         if let Err(error) = hub_override::note_ended(state_dir, hub.change) {
             tracing::warn!(
                 error = chain(&error),
@@ -108,6 +124,16 @@ pub async fn carry_out(
         ChangeStep::Confirm { id, caller } => HostOp::ConfirmChange {
             id,
             by: ConfirmedBy::Caller(caller),
+        },
+        ChangeStep::Switch(order) => HostOp::ArmSystem {
+            id: order.id,
+            caller: order.caller,
+            seconds: order.seconds,
+            unwitnessed: order.unwitnessed,
+            system: Box::new(SystemChange {
+                journal_format: leaf_journal::FORMAT,
+                ..order.system
+            }),
         },
         ChangeStep::Move(_) if !hub.has_own_server => {
             let why = "this leaf connects to a given NATS server (nats.url), and not leafd but that server connects to a hub: change the \
@@ -230,29 +256,27 @@ fn changed_at(path: &Path) -> Option<std::time::SystemTime> {
     path.metadata().and_then(|meta| meta.modified()).ok()
 }
 
-type Unreadable = (PathBuf, std::io::Error);
+/// A file that can't be read.
+pub type Unreadable = (PathBuf, std::io::Error);
+
+/// The part of `progress.json` that is looked at.
+#[derive(serde::Deserialize)]
+struct Progress {
+    id: ChangeId,
+    step: String,
+}
 
 /// Returns what the host has.
 fn observe(hub: &HubSettings) -> Result<ObservedChanges, Unreadable> {
     let at = |name: &str| hub.directory.join(name);
     let mut open: Option<Armed> = read(&at(ARMED))?;
     let mut left = open.as_ref().map_or(Duration::ZERO, left_of);
-    if let Some(going_back) = read(&at(GOING_BACK))? {
-        (open, left) = (Some(going_back), Duration::ZERO);
-    }
-    let mut decided: Vec<Decided> = Vec::new();
-    let directory = at(DECIDED);
-    let entries = match std::fs::read_dir(&directory) {
-        Ok(entries) => entries.filter_map(Result::ok).collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-        Err(error) => return Err((directory, error)),
-    };
-    for entry in entries {
-        let path = entry.path();
-        if path.extension().is_some_and(|extension| extension == "json") {
-            decided.extend(read(&path)?);
+    for other in [BLESSED, GOING_BACK] {
+        if let Some(record) = read(&at(other))? {
+            (open, left) = (Some(record), Duration::ZERO);
         }
     }
+    let decided = decided(at(DECIDED))?;
     let (in_place, is_hub_used) = match &hub.holds {
         Holds::Section => (None, false),
         Holds::Override(hub) => (Some(hub), true),
@@ -268,6 +292,39 @@ fn observe(hub: &HubSettings) -> Result<ObservedChanges, Unreadable> {
         }),
         is_hub_used,
     })
+}
+
+/// Returns the changes of the system that the host has records of.
+///
+/// # Errors
+/// The file that can't be read.
+pub fn of_the_system(hub: &HubSettings) -> Result<SystemChanges, Unreadable> {
+    let seen = observe(hub)?;
+    let progress: Option<Progress> = read(&hub.directory.join(PROGRESS))?;
+    let id = seen.open.as_ref().map(|open| open.id);
+    Ok(SystemChanges {
+        is_in_use: !seen.left.is_zero()
+            && progress.is_some_and(|progress| Some(progress.id) == id && progress.step == "applied"),
+        open: seen.open.map(|armed| (armed, seen.left.as_secs())),
+        decided: seen.decided,
+    })
+}
+
+/// Returns the records of the changes that were decided.
+fn decided(directory: PathBuf) -> Result<Vec<Decided>, Unreadable> {
+    let mut decided: Vec<Decided> = Vec::new();
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries.filter_map(Result::ok).collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        Err(error) => return Err((directory, error)),
+    };
+    for entry in entries {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == "json") {
+            decided.extend(read(&path)?);
+        }
+    }
+    Ok(decided)
 }
 
 /// Reads a record. One that is damaged, or that went away meanwhile, is like none.

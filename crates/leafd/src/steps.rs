@@ -354,6 +354,7 @@ fn step_of(op: &HostOp) -> ContainerStep {
         | HostOp::ListSecrets {}
         | HostOp::ShowHostKey {}
         | HostOp::ArmChange { .. }
+        | HostOp::ArmSystem { .. }
         | HostOp::ConfirmChange { .. } => {
             unreachable!("a container's plan contains neither jobs nor secrets nor changes of the leaf")
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use leaf_bus::embedded::Hub;
 use leaf_bus::leaf_node::{FreshDial, FreshDialError};
-use leaf_core::change::{Armed, Asking, ConfirmedBy, WitnessNonce};
+use leaf_core::change::{Armed, Asking, ConfirmedBy, KIND_SYSTEM, WitnessNonce};
 use leaf_core::error::chain;
 use leaf_core::fleet::witness::{WitnessReply, WitnessRequest};
 use leaf_core::host_op::{HostOp, HostOpError};
@@ -89,8 +89,8 @@ struct Question {
     id: ChangeId,
     leaf: LeafName,
     nonce: WitnessNonce,
-    /// Whether the change is armed, so that only its own hub proves anything. Before that, the hub that holds is asked.
-    is_armed: bool,
+    /// Whether a move to another hub is armed, so that only that hub proves anything. Otherwise the hub that holds is asked.
+    has_own_hub: bool,
 }
 
 /// Asks until nothing is open.
@@ -156,7 +156,7 @@ fn question(directory: &Path) -> Result<Option<Question>, TryError> {
             id,
             leaf,
             nonce,
-            is_armed: false,
+            has_own_hub: false,
         }));
     }
     let armed: Option<Armed> = read(&directory.join(ARMED))?;
@@ -166,7 +166,7 @@ fn question(directory: &Path) -> Result<Option<Question>, TryError> {
             id: armed.id,
             leaf: armed.leaf,
             nonce,
-            is_armed: true,
+            has_own_hub: armed.kind != KIND_SYSTEM,
         })
     }))
 }
@@ -194,7 +194,7 @@ async fn confirm(flags: &Witness, question: &Question, number: usize) -> Result<
         return Err(TryError::OtherLeaf(question.leaf.clone()));
     }
     let holds = hub_override::apply(&mut settings, &flags.directory).map_err(TryError::Override)?;
-    if question.is_armed && !is_of(&holds, question.id) {
+    if question.has_own_hub && !is_of(&holds, question.id) {
         return Err(TryError::NotInUse);
     }
     let hub = settings.nats.embedded.and_then(|embedded| embedded.hub);

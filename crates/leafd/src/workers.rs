@@ -38,6 +38,7 @@ use crate::job::{self, JobHost};
 use crate::publisher::Published;
 use crate::secrets;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Of, Steps};
+use crate::systems::SystemLinks;
 use crate::tasks::Tasks;
 use crate::trust::Trust;
 use crate::wake::Wake;
@@ -251,6 +252,18 @@ impl Workers {
                     let reply = secrets::recipient(helper).await;
                     let reply = reply.map_err(|problem| problem.about(&id));
                     responder.reply(Some(&id), reply).await;
+                });
+            }
+            Question::Generations => {
+                let hub = self.equipment.hub.clone();
+                self.reply_with(responder, id, move || {
+                    let changes = changes::of_the_system(&hub).map_err(|(path, error)| {
+                        Problem::new(
+                            ProblemCode::Failed,
+                            format!("can't read {}: {error}", path.display()),
+                        )
+                    })?;
+                    Ok(to_json(&SystemLinks::default().report(changes)))
                 });
             }
             Question::Containers(containers) => self.reply_with(responder, id, move || {

@@ -1,10 +1,12 @@
 //! Changes that can cut a leaf off, and that count only once somebody outside confirmed them (docs/decisions/0026).
 //!
 //! [`witness_text`] is what a witness signs. [`Armed`], [`Asking`], [`Decided`] and [`HubOverride`] are the files in the state
-//! directory of changes, which only `leaf-helper` writes. [`HubChange`] is the change of the hub's settings.
+//! directory of changes, which only `leaf-helper` writes. [`HubChange`] is the change of the hub's settings, [`SystemChange`]
+//! that of the whole system.
 
 mod hub;
 mod record;
+mod system;
 
 use std::fmt;
 use std::str::FromStr;
@@ -16,7 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::id::{ChangeId, LeafName};
 
 pub use hub::{HubChange, HubChangeError, HubOverride, MAX_CA_BYTES, MAX_CREDENTIALS_BYTES, MAX_URL_BYTES};
-pub use record::{Armed, Asking, Decided, Decision, KIND_HUB, Outcome, SavedFile, VERSION, WayBack};
+pub use record::{
+    Armed, Asking, Decided, Decision, KIND_HUB, KIND_SYSTEM, Outcome, SavedFile, VERSION, WayBack,
+};
+pub use system::{ArmedSystem, MAX_ALLOWED_UNITS, SystemChange, SystemChangeError, SystemMode, is_unit_name};
 
 /// The namespace of a witness's signatures (`ssh-keygen -Y sign -n`).
 pub const NAMESPACE: &str = "witness@cim-leaf";

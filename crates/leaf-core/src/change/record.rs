@@ -2,18 +2,22 @@
 //! newer one, and keeps the rest.
 
 use jiff::Timestamp;
+use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use super::WitnessNonce;
-use crate::id::{Caller, ChangeId, LeafName};
+use super::{ArmedSystem, WitnessNonce};
+use crate::id::{Caller, ChangeId, LeafName, StorePath};
 
 /// The version of the records that this program writes.
 pub const VERSION: u32 = 1;
 
 /// The kind of a change of the hub's settings.
 pub const KIND_HUB: &str = "hub";
+
+/// The kind of a change of the whole system.
+pub const KIND_SYSTEM: &str = "system";
 
 /// A change that is not decided: `armed.json`, and `going-back.json` while the way back is carried out.
 ///
@@ -28,7 +32,7 @@ pub struct Armed {
     pub id: ChangeId,
     /// The leaf that is changed.
     pub leaf: LeafName,
-    /// The kind of change: `hub`.
+    /// The kind of change: `hub` or `system`.
     #[serde(default, deserialize_with = "lenient")]
     pub kind: String,
     /// Who asked for it.
@@ -71,6 +75,13 @@ pub struct Armed {
     /// The units to restart once all of the change is written.
     #[serde(default, deserialize_with = "lenient_list")]
     pub apply: Vec<String>,
+    /// The system, of a change of the kind `system`.
+    #[serde(
+        default,
+        deserialize_with = "lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub system: Option<ArmedSystem>,
     /// The fields that this program does not know.
     #[serde(flatten)]
     pub more: Map<String, Value>,
@@ -85,6 +96,13 @@ pub struct WayBack {
     /// The units to restart afterwards.
     #[serde(default, deserialize_with = "lenient_list")]
     pub restart: Vec<String>,
+    /// The toplevel of the system to activate, if another one was.
+    #[serde(
+        default,
+        deserialize_with = "lenient",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub activate: Option<StorePath>,
     /// The fields that this program does not know.
     #[serde(flatten)]
     pub more: Map<String, Value>,
@@ -156,7 +174,7 @@ pub struct Outcome {
 }
 
 /// What became of a change.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
     /// It was confirmed, and stays.
@@ -223,9 +241,11 @@ mod tests {
                     saved: None,
                 }],
                 restart: vec!["leafd.service".to_owned()],
+                activate: None,
                 more: Map::new(),
             },
             apply: vec!["leafd.service".to_owned()],
+            system: None,
             more: Map::new(),
         }
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::declare::commands;
 use crate::event::HostFacts;
 use crate::host_op::Secret;
-use crate::id::{Caller, ChangeId, InstanceId, LeafName};
+use crate::id::{Caller, ChangeId, InstanceId, LeafName, StorePath};
 use crate::labels::Labels;
 use crate::state::RawEntry;
 
@@ -83,7 +83,7 @@ fn is_false(flag: &bool) -> bool {
 pub struct OpenChange {
     /// The change.
     pub id: ChangeId,
-    /// The kind of change: `hub`.
+    /// The kind of change: `hub` or `system`.
     pub kind: String,
     /// The caller that asked for it, if the record names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -91,6 +91,9 @@ pub struct OpenChange {
     /// The URL of the hub that the leaf moves to, of a change of the hub.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<String>,
+    /// The toplevel of the new system, of a change of the system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub toplevel: Option<StorePath>,
     /// The time after which the leaf goes back, in seconds; 0 if it does so now.
     pub seconds_left: u64,
     /// Whether only a person can confirm it.

@@ -17,6 +17,7 @@ pub mod leaf;
 pub mod nix;
 mod record;
 pub mod secret;
+pub mod system;
 
 pub use container::*;
 pub use declare::{CommandKind, Declaration, Disk, IfGeneration, Need, Power, Request, Success, WhileStuck};
@@ -26,6 +27,7 @@ pub use leaf::*;
 pub use nix::*;
 pub use record::{CommandOutcome, CommandRecord};
 pub use secret::*;
+pub use system::*;
 
 use data_encoding::HEXLOWER;
 use sha2::{Digest as _, Sha256};
@@ -95,6 +97,8 @@ nouns! {
     Job = job,
     /// About secrets.
     Secret = secret,
+    /// About the leaf's own system.
+    System = system,
 }
 
 /// The declarations of all commands, in the order of the nouns.

@@ -5,12 +5,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::{Context, Decision, Reply, invalid, only};
-use crate::change::{Armed, Decided, Decision as Outcome, HubChange, KIND_HUB, MAX_SECONDS, MIN_SECONDS};
+use crate::change::{
+    Armed, Decided, Decision as Outcome, HubChange, KIND_HUB, KIND_SYSTEM, MAX_SECONDS, MIN_SECONDS,
+    SystemChange,
+};
 use crate::command::leaf::{ConfirmLeafChange, HubInPlace, MoveLeaf, OpenChange};
 use crate::error::chain;
 use crate::event::{Fact, LeafChangeArmed, LeafChangeConfirmed, LeafChangeWentBack, LeafHubInPlaceEnded};
 use crate::host_op::Secret;
-use crate::id::{Caller, ChangeId};
+use crate::id::{Caller, ChangeId, StorePath};
 use crate::problem::Problem;
 use crate::state::{ChangeStage, State};
 
@@ -22,6 +25,8 @@ pub const DEFAULT_SECONDS: u32 = 120;
 pub enum ChangeStep {
     /// It is armed and written.
     Move(Box<Move>),
+    /// Another system is armed, and activated.
+    Switch(Box<SystemOrder>),
     /// A person confirms it.
     Confirm {
         /// The change.
@@ -29,6 +34,37 @@ pub enum ChangeStep {
         /// The person.
         caller: Caller,
     },
+}
+
+/// A switch to another system.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SystemOrder {
+    /// The change.
+    pub id: ChangeId,
+    /// The caller that asks for it.
+    pub caller: Caller,
+    /// The time in which it must be confirmed, in seconds.
+    pub seconds: u32,
+    /// Whether only a person can confirm it.
+    pub unwitnessed: bool,
+    /// The system. The format of the journal is the shell's to say.
+    pub system: SystemChange,
+}
+
+impl SystemOrder {
+    /// Returns the open change that it is once it is armed.
+    #[must_use]
+    pub fn opened(&self) -> OpenChange {
+        OpenChange {
+            id: self.id,
+            kind: KIND_SYSTEM.to_owned(),
+            caller: Some(self.caller.clone()),
+            url: None,
+            toplevel: Some(self.system.toplevel.clone()),
+            seconds_left: self.seconds.into(),
+            unwitnessed: self.unwitnessed,
+        }
+    }
 }
 
 /// A move to another hub.
@@ -59,19 +95,25 @@ impl Move {
             kind: KIND_HUB.to_owned(),
             caller: Some(self.caller.clone()),
             url: Some(self.url.clone()),
+            toplevel: None,
             seconds_left: self.seconds.into(),
             unwitnessed: self.unwitnessed,
         }
     }
 }
 
-pub(super) fn move_to(command: &MoveLeaf, context: &Context) -> Result<Decision, Problem> {
-    let seconds = command.seconds.unwrap_or(DEFAULT_SECONDS);
+/// Returns the time in which a change must be confirmed, if it is one.
+pub(super) fn checked_seconds(seconds: u32) -> Result<u32, Problem> {
     if !(MIN_SECONDS..=MAX_SECONDS).contains(&seconds) {
         return Err(invalid(format!(
             "`seconds` is {seconds}, and a change must be confirmed within {MIN_SECONDS} to {MAX_SECONDS}"
         )));
     }
+    Ok(seconds)
+}
+
+pub(super) fn move_to(command: &MoveLeaf, context: &Context) -> Result<Decision, Problem> {
+    let seconds = checked_seconds(command.seconds.unwrap_or(DEFAULT_SECONDS))?;
     let form = HubChange {
         url: command.url.clone(),
         ca: command.ca.clone(),
@@ -123,6 +165,7 @@ impl ObservedChanges {
             kind: open.kind.clone(),
             caller: open.caller.clone(),
             url: self.url_of(open.id),
+            toplevel: toplevel(open),
             seconds_left: self.left.saturating_sub(since).as_secs(),
             unwitnessed: open.unwitnessed,
         })
@@ -142,6 +185,7 @@ pub fn change_armed(state: &State, open: &OpenChange) -> Option<Fact> {
         kind: open.kind.clone(),
         caller: open.caller.clone(),
         url: open.url.clone(),
+        toplevel: open.toplevel.clone(),
         unwitnessed: open.unwitnessed,
     };
     stage(state, open.id).is_none().then(|| fact.into())
@@ -172,6 +216,7 @@ pub fn changes_observed(state: &State, seen: &ObservedChanges) -> Vec<Fact> {
             kind: decided.armed.kind.clone(),
             caller: decided.armed.caller.clone(),
             url: seen.url_of(change),
+            toplevel: toplevel(&decided.armed),
             seconds_left: 0,
             unwitnessed: decided.armed.unwitnessed,
         };
@@ -205,6 +250,11 @@ pub fn changes_observed(state: &State, seen: &ObservedChanges) -> Vec<Fact> {
         }
     }
     facts
+}
+
+/// Returns the toplevel of a change of the system.
+fn toplevel(armed: &Armed) -> Option<StorePath> {
+    armed.system.as_ref().map(|system| system.toplevel.clone())
 }
 
 fn stage(state: &State, change: ChangeId) -> Option<ChangeStage> {

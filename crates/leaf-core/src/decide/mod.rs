@@ -10,13 +10,16 @@ mod job;
 mod leaf;
 mod nix;
 mod secret;
+mod system;
 
 pub use change::{
-    ChangeStep, DEFAULT_SECONDS, Move, ObservedChanges, change_armed, change_confirmed, changes_observed,
+    ChangeStep, DEFAULT_SECONDS, Move, ObservedChanges, SystemOrder, change_armed, change_confirmed,
+    changes_observed,
 };
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
 pub use secret::{SecretChange, secret_changed, secrets_observed};
+pub use system::DEFAULT_SWITCH_SECONDS;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -155,6 +158,8 @@ pub enum Question {
     Containers(Vec<Container>),
     /// The host key that secrets are encrypted to.
     Recipient,
+    /// The host's NixOS systems.
+    Generations,
 }
 
 /// Decides a command.
@@ -172,6 +177,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         Command::Nix(command) => nix::decide(state, command, context),
         Command::Job(command) => job::decide(state, command, context),
         Command::Secret(command) => secret::decide(state, command),
+        Command::System(command) => system::decide(command, context),
     }
 }
 

@@ -57,9 +57,12 @@ impl Changes {
 impl Engine {
     /// Has the helper carry out a step.
     pub(super) fn change(&mut self, turn: &mut Turn, mut step: ChangeStep, accepted: Accepted) {
-        if let ChangeStep::Move(order) = &mut step {
-            // The helper arms a change with one id once.
-            order.id = ChangeId::of_command(&accepted.record.caller, &accepted.record.id);
+        // The helper arms a change with one id once.
+        let of_command = || ChangeId::of_command(&accepted.record.caller, &accepted.record.id);
+        match &mut step {
+            ChangeStep::Move(order) => order.id = of_command(),
+            ChangeStep::Switch(order) => order.id = of_command(),
+            ChangeStep::Confirm { .. } => {}
         }
         if self.changes.steps.len() >= MAX_WAITING {
             let detail = format!("{MAX_WAITING} steps of changes are under way; try again");
@@ -89,6 +92,10 @@ impl Engine {
         let (fact, body) = match step {
             ChangeStep::Move(moves) => {
                 let open = moves.opened();
+                (change_armed(self.state(), &open), to_json(&open))
+            }
+            ChangeStep::Switch(switch) => {
+                let open = switch.opened();
                 (change_armed(self.state(), &open), to_json(&open))
             }
             ChangeStep::Confirm { id, caller } => (

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::facts;
-use crate::id::{Caller, ChangeId, InstanceId, LeafName};
+use crate::id::{Caller, ChangeId, InstanceId, LeafName, StorePath};
 use crate::labels::Labels;
 
 facts! {
@@ -62,7 +62,7 @@ facts! {
     ChangeArmed: LeafChangeArmed = "change_armed" v 1 about Leaf {
         /// The change.
         change: ChangeId,
-        /// The kind of change: `hub`.
+        /// The kind of change: `hub` or `system`.
         kind: String,
         /// The caller who asked for it, if the record says so.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -70,6 +70,9 @@ facts! {
         /// The URL of the hub that the leaf moves to, of a change of the hub.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         url: Option<String>,
+        /// The toplevel of the new system, of a change of the system.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        toplevel: Option<StorePath>,
         /// Whether only a person can confirm it.
         unwitnessed: bool,
     }

@@ -14,7 +14,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::change::{ConfirmedBy, HubChange};
+use crate::change::{ConfirmedBy, HubChange, SystemChange};
 use crate::container::ContainerNetwork;
 use crate::id::{Caller, ChangeId, ContainerName, JobId, LeafName, SecretName, StorePath};
 use crate::json::to_json;
@@ -155,6 +155,20 @@ host_ops! {
         unwitnessed: bool as "bool",
         /// The hub's settings.
         hub: Box<HubChange> as "Hub",
+    }
+    /// Checks another system, asks the witness whether it answers, arms the way back, and has the system activated. The change goes
+    /// back by itself unless `ConfirmChange` confirms it in time. A system for the next boot is set at once. At most one change is open.
+    ArmSystem on Change, waits for Nothing: "arm change {id} of the system" {
+        /// The change.
+        id: ChangeId as "string",
+        /// Who asked for it.
+        caller: Caller as "string",
+        /// The time in which it must be confirmed, in seconds: 30 to 3600.
+        seconds: u32 as "int",
+        /// Whether the witness is not asked, and only a person can confirm the change.
+        unwitnessed: bool as "bool",
+        /// The system.
+        system: Box<SystemChange> as "System",
     }
     /// Confirms the armed change, or tells that the witness answered the question before a change is armed.
     ConfirmChange on Confirmation, waits for Nothing: "confirm change {id}" {

@@ -80,6 +80,7 @@ impl Interruption {
             | HostOp::RemoveSecret { .. }
             | HostOp::ListSecrets {}
             | HostOp::ArmChange { .. }
+            | HostOp::ArmSystem { .. }
             | HostOp::ConfirmChange { .. }
             | HostOp::ShowHostKey {} => false,
         }

@@ -252,7 +252,14 @@ mod tests {
 
     const ALWAYS: [&str; 2] = ["runs-code", "cuts-off"];
     /// The commands of these powers.
-    const ALWAYS_SIGNED: [&str; 3] = ["leaf.move_to", "leaf.confirm", "nix.run"];
+    const ALWAYS_SIGNED: [&str; 6] = [
+        "leaf.move_to",
+        "leaf.confirm",
+        "nix.run",
+        "system.switch",
+        "system.test",
+        "system.boot",
+    ];
 
     /// A declaration of a power that no command has yet.
     fn of_power(power: Power) -> Declaration {

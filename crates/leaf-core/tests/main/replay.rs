@@ -194,7 +194,7 @@ proptest! {
                 | Reply::WhenChanged(_)
                 | Reply::When(Target::Hardware)
                 | Reply::WhenMade(SecretChange::Set { .. })
-                | Reply::FromHost(Question::Recipient | Question::Challenge(_)) => {}
+                | Reply::FromHost(Question::Recipient | Question::Challenge(_) | Question::Generations) => {}
             }
         }
     }

@@ -325,6 +325,7 @@ fn change_fact() -> impl Strategy<Value = Fact> {
                 kind: "hub".to_owned(),
                 caller: None,
                 url: None,
+                toplevel: None,
                 unwitnessed: false,
             }
             .into(),

@@ -1,35 +1,52 @@
 //! Arms a change: asks the witness, prepares the way back, and writes the change.
 
 use leaf_core::change::{
-    Armed, Asking, Decision, HubChange, HubOverride, KIND_HUB, MAX_SECONDS, MIN_SECONDS, Outcome, SavedFile,
-    VERSION, WayBack, WitnessNonce,
+    Armed, ArmedSystem, Asking, Decision, HubChange, HubOverride, KIND_HUB, KIND_SYSTEM, MAX_SECONDS,
+    MIN_SECONDS, Outcome, SavedFile, SystemChange, VERSION, WayBack, WitnessNonce,
 };
 use leaf_core::error::chain;
 use leaf_core::id::{Caller, ChangeId, LeafName};
 use leaf_core::json::to_json;
-use leaf_host::contract::{ARMED, ASKING, HUB_OVERRIDE, WITNESS_UNIT};
+use leaf_host::contract::{ARMED, ASKING, BLESSED, GOING_BACK, HUB_OVERRIDE, WITNESS_UNIT};
 use serde_json::Map;
 
 use super::store::{PRIVATE, SHOWN, Store, decided, wall_clock};
-use super::{Changes, Moment, Units, guard};
+use super::{Changes, Moment, Units, guard, system};
 use crate::error::{Error, Result};
 use crate::files::Directory;
 
 /// The unit that uses the hub's settings.
 const LEAFD_UNIT: &str = "leafd.service";
 
-/// A change of the hub's settings to arm.
+/// A change to arm.
 #[derive(Debug)]
 pub(crate) struct Order<'a> {
     pub(crate) id: ChangeId,
     pub(crate) caller: &'a Caller,
     pub(crate) seconds: u32,
     pub(crate) unwitnessed: bool,
-    pub(crate) hub: &'a HubChange,
+    pub(crate) what: What<'a>,
+}
+
+/// What is to be changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum What<'a> {
+    /// The hub's settings.
+    Hub(&'a HubChange),
+    /// The whole system.
+    System(&'a SystemChange),
+}
+
+/// What is to be changed, after it was checked.
+#[derive(Debug, Clone)]
+enum Checked<'a> {
+    Hub(&'a HubChange),
+    System(ArmedSystem),
 }
 
 impl Changes {
-    /// Arms a change of the hub's settings and writes it. leafd is restarted by the guard. Idempotent.
+    /// Arms a change and writes it. Another hub is taken up by leafd, which the guard restarts; another system is activated by the
+    /// process that the guard starts. Idempotent.
     pub(crate) async fn arm(&self, leaf: &LeafName, units: &impl Units, order: &Order<'_>) -> Result<()> {
         let Order { id, seconds, .. } = *order;
         if !(MIN_SECONDS..=MAX_SECONDS).contains(&seconds) {
@@ -37,9 +54,29 @@ impl Changes {
                 "a change must be confirmed within {MIN_SECONDS} to {MAX_SECONDS} s, not {seconds}"
             )));
         }
-        order.hub.check().map_err(|e| Error::Refused(chain(&e)))?;
+        // What is open stands in the way, whatever is wrong with this one.
+        let is_open = [ARMED, BLESSED, GOING_BACK]
+            .iter()
+            .any(|name| self.directory.join(name).exists());
+        if is_open && let Some(store) = Store::open(&self.directory)? {
+            self.resume(units).await?;
+            let _lock = store.lock().await?;
+            if self.is_armed(&store, id)? {
+                return Ok(());
+            }
+        }
+        let checked = match order.what {
+            What::Hub(hub) => {
+                hub.check().map_err(|e| Error::Refused(chain(&e)))?;
+                Checked::Hub(hub)
+            }
+            What::System(system) => Checked::System(self.checked(leaf, system, units).await?),
+        };
+        let is_tried = match &checked {
+            Checked::Hub(_) => true,
+            Checked::System(system) => system::is_tried(system.mode),
+        };
         let store = Store::make(self)?;
-        self.resume(units).await?;
         {
             let _lock = store.lock().await?;
             if self.is_armed(&store, id)? {
@@ -47,7 +84,7 @@ impl Changes {
             }
             store.tidy()?;
         }
-        if !order.unwitnessed {
+        if !order.unwitnessed && is_tried {
             self.ask(&store, leaf, id, units).await?;
         }
         let _lock = store.lock().await?;
@@ -55,7 +92,10 @@ impl Changes {
             return Ok(());
         }
         store.tidy()?;
-        if let Err(error) = self.prepare_and_carry_out(&store, leaf, units, order).await {
+        if let Err(error) = self
+            .prepare_and_carry_out(&store, leaf, units, order, &checked)
+            .await
+        {
             // Nothing uses the new settings yet.
             if let Err(undone) = undo(&store) {
                 let error = chain(&undone);
@@ -63,7 +103,9 @@ impl Changes {
             }
             return Err(error);
         }
+        // That of another system is asked once the system is in use, by its own program.
         if !order.unwitnessed
+            && matches!(order.what, What::Hub(_))
             && let Err(error) = units.restart(WITNESS_UNIT, true).await
         {
             let error = chain(&error);
@@ -98,10 +140,21 @@ impl Changes {
                     armed.id
                 )));
             }
-            if store.step(id)?.is_some() {
+            // Of a system that may be activated, nothing is undone but by its way back.
+            let is_begun = armed.kind == KIND_SYSTEM && store.has_step()?;
+            if is_begun || store.step(id)?.is_some() {
                 return Ok(true);
             }
             undo(store)?;
+        }
+        if let Some(blessed) = store.blessed()? {
+            if blessed.armed.id == id {
+                return Ok(true);
+            }
+            return Err(Error::Refused(format!(
+                "change {} is confirmed, and its system is being installed; try again when that is done",
+                blessed.armed.id
+            )));
         }
         if let Some(going_back) = store.going_back()? {
             return Err(Error::Refused(format!(
@@ -147,9 +200,8 @@ impl Changes {
         answer
     }
 
-    /// Writes all that needs space, and returns the change to arm. Nothing of it is in use yet.
-    fn prepare(&self, store: &Store, leaf: &LeafName, order: &Order<'_>) -> Result<Armed> {
-        let Order { id, hub, .. } = *order;
+    /// Writes the files of another hub, and returns what the way back does about them. Nothing of it is in use yet.
+    fn prepare_hub(&self, store: &Store, id: ChangeId, hub: &HubChange) -> Result<Vec<SavedFile>> {
         let path_of = |name: &str| {
             let path = self.directory.join(name);
             path.into_os_string()
@@ -183,13 +235,44 @@ impl Changes {
             more: Map::new(),
         };
         store.directory.stage(HUB_OVERRIDE, &to_json(&changed), SHOWN)?;
+        Ok(files)
+    }
+
+    /// Writes all that needs space, and returns the change to arm. Nothing of it is in use yet.
+    fn prepare(
+        &self,
+        store: &Store,
+        leaf: &LeafName,
+        order: &Order<'_>,
+        checked: &Checked<'_>,
+    ) -> Result<Armed> {
+        let id = order.id;
+        let (kind, way_back, apply, system) = match checked {
+            Checked::Hub(hub) => {
+                let leafd = vec![LEAFD_UNIT.to_owned()];
+                let way_back = WayBack {
+                    files: self.prepare_hub(store, id, hub)?,
+                    restart: leafd.clone(),
+                    ..WayBack::default()
+                };
+                (KIND_HUB, way_back, leafd, None)
+            }
+            Checked::System(system) => {
+                let way_back = WayBack {
+                    files: self.hold(store, system)?,
+                    activate: Some(system.previous.clone()).filter(|_| system::is_tried(system.mode)),
+                    ..WayBack::default()
+                };
+                (KIND_SYSTEM, way_back, Vec::new(), Some(system.clone()))
+            }
+        };
         store.prepare_progress(id)?;
         let now = Moment::now()?;
         let armed = Armed {
             version: VERSION,
             id,
             leaf: leaf.clone(),
-            kind: KIND_HUB.to_owned(),
+            kind: kind.to_owned(),
             caller: Some(order.caller.clone()),
             nonce: Some(nonce()?),
             boot_id: now.boot_id,
@@ -201,12 +284,9 @@ impl Changes {
                 self.witnesses.clone()
             },
             unwitnessed: order.unwitnessed,
-            way_back: WayBack {
-                files,
-                restart: vec![LEAFD_UNIT.to_owned()],
-                more: Map::new(),
-            },
-            apply: vec![LEAFD_UNIT.to_owned()],
+            way_back,
+            apply,
+            system,
             more: Map::new(),
         };
         let back = Outcome {
@@ -226,11 +306,25 @@ impl Changes {
         leaf: &LeafName,
         units: &impl Units,
         order: &Order<'_>,
+        checked: &Checked<'_>,
     ) -> Result<()> {
-        let armed = self.prepare(store, leaf, order)?;
+        let armed = self.prepare(store, leaf, order, checked)?;
+        if matches!(checked, Checked::System(system) if !system::is_tried(system.mode)) {
+            // Nothing of it is in use before the next boot, so there is nothing to confirm.
+            let outcome = Outcome {
+                decision: Decision::Confirmed,
+                by: Some(order.caller.to_string()),
+                why: None,
+                at: wall_clock(),
+            };
+            store.record_blessed(&decided(armed, outcome))?;
+            return units.start_guard().await;
+        }
         store.write(ARMED, &armed)?;
         units.start_guard().await?;
-        store.directory.put_staged(HUB_OVERRIDE)?;
+        if matches!(checked, Checked::Hub(_)) {
+            store.directory.put_staged(HUB_OVERRIDE)?;
+        }
         store.has_written()
     }
 }
@@ -238,11 +332,16 @@ impl Changes {
 /// Takes back a change that is not used by anything yet, as if it had never been armed.
 fn undo(store: &Store) -> Result<()> {
     if let Some(armed) = store.armed()? {
-        if let Some(failed) = guard::put_back(store, &armed.way_back).pop() {
+        // Of another system no file is written before it is activated.
+        if armed.kind != KIND_SYSTEM
+            && let Some(failed) = guard::put_back(store, &armed.way_back).pop()
+        {
             return Err(failed.error);
         }
         store.disarm()?;
     }
+    // Of a system for the next boot, which nothing has begun to install.
+    store.directory.remove_file(BLESSED)?;
     store.tidy()
 }
 

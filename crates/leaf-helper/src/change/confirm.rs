@@ -1,7 +1,9 @@
 //! Confirms an armed change, by a witness's signature or by a person.
 
 use data_encoding::BASE64;
-use leaf_core::change::{Armed, ConfirmedBy, Decision, NAMESPACE, Outcome, WitnessNonce, witness_text};
+use leaf_core::change::{
+    Armed, ConfirmedBy, Decision, NAMESPACE, Outcome, SystemMode, WitnessNonce, witness_text,
+};
 use leaf_core::error::chain;
 use leaf_core::id::{ChangeId, LeafName};
 use leaf_core::signed::MAX_SIGNATURE_BYTES;
@@ -49,14 +51,22 @@ impl Changes {
         }
         if store.step(id)? != Some(Step::Applied) {
             return Err(Error::Refused(format!(
-                "change {id} is not in use yet: it can be confirmed once leafd was restarted, in a few seconds"
+                "change {id} is not in use yet: it can be confirmed once leafd was restarted, or the new system is activated and healthy"
             )));
         }
         let by = match by {
             ConfirmedBy::Caller(caller) => caller.to_string(),
             ConfirmedBy::Signature(signature) => verify(&armed, leaf, signature)?,
         };
-        store.decide_confirmed(id)?;
+        let is_installed = armed
+            .system
+            .as_ref()
+            .is_some_and(|system| system.mode == SystemMode::Switch);
+        if is_installed {
+            store.bless()?;
+        } else {
+            store.decide_confirmed(id)?;
+        }
         tracing::info!(change = %id, by, "confirmed");
         let outcome = Outcome {
             decision: Decision::Confirmed,
@@ -64,6 +74,12 @@ impl Changes {
             why: None,
             at: wall_clock(),
         };
+        if is_installed {
+            if let Err(error) = store.record_blessed(&decided(armed, outcome)) {
+                tracing::warn!(change = %id, error = chain(&error), "it is not noted who confirmed a change");
+            }
+            return Ok(());
+        }
         // It is decided: what follows is for people, and for the next change.
         let rest = store
             .record(&decided(armed, outcome))
@@ -107,6 +123,7 @@ fn undecided(store: &Store, id: ChangeId) -> Result<()> {
         Some(_) => Err(Error::Refused(format!(
             "change {id} went back before it was confirmed"
         ))),
+        None if store.blessed()?.is_some_and(|blessed| blessed.armed.id == id) => Ok(()),
         None if store.going_back()?.is_some_and(|armed| armed.id == id) => {
             Err(Error::Refused(format!("change {id} is going back")))
         }

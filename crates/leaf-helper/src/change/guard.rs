@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::Duration;
 
-use leaf_core::change::{Armed, Decision, Outcome, WayBack};
+use leaf_core::change::{Armed, Decision, KIND_SYSTEM, Outcome, WayBack};
 use leaf_core::error::chain;
 use leaf_core::id::ChangeId;
-use leaf_host::contract::{ARMED, GOING_BACK};
+use leaf_host::contract::{ARMED, BLESSED, GOING_BACK};
 use leaf_host::notify;
 use leaf_host::systemd::{Systemd, SystemdError};
 use rustix::io::Errno;
@@ -21,6 +21,8 @@ use crate::systemd::PATIENCE;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How many looks after all was written leafd is restarted: in the meantime it answers whoever asked for the change.
 const LOOKS_BEFORE_APPLYING: u32 = 2;
+/// The time that is left where it is not the guard who waits for its end.
+const MAX_LEFT_MS: u64 = u64::MAX;
 
 /// What is to be done about the open change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +35,10 @@ pub(super) enum Next {
         id: ChangeId,
         /// In how many milliseconds of the boot clock its time is over.
         left_ms: u64,
-        /// Whether all of it is written, and the units that use it are to be restarted.
+        /// Whether all of it is written, and the units that use it are to be restarted, or the system is to be activated.
         apply: bool,
+        /// Whether the rest is done by the process that switches the system, which has to run.
+        switch: bool,
     },
 }
 
@@ -47,16 +51,16 @@ pub(super) struct Taken {
 
 /// The record of an open change.
 #[derive(Debug)]
-struct Open {
-    armed: Armed,
+pub(super) struct Open {
+    pub(super) armed: Armed,
     /// Whether it is the one that was prepared for the way back, since the other one can't be read.
-    is_second: bool,
+    pub(super) is_second: bool,
 }
 
 /// A file that could not be put back.
 #[derive(Debug)]
 pub(super) struct NotBack {
-    path: String,
+    pub(super) path: String,
     pub(super) error: Error,
 }
 
@@ -97,9 +101,14 @@ pub(crate) async fn guard(directory: &Path) -> Result<()> {
             notify::ready("watches over the open change");
             is_ready = true;
         }
-        let (id, left_ms, apply) = match next {
+        let (id, left_ms, apply, switch) = match next {
             Ok(Next::End) => return Ok(()),
-            Ok(Next::Look { id, left_ms, apply }) => (id, left_ms, apply),
+            Ok(Next::Look {
+                id,
+                left_ms,
+                apply,
+                switch,
+            }) => (id, left_ms, apply, switch),
             Err(error) => {
                 let why = chain(&error);
                 if why != complaint {
@@ -112,7 +121,13 @@ pub(crate) async fn guard(directory: &Path) -> Result<()> {
         };
         let left = Duration::from_millis(left_ms);
         looks = if apply { looks + 1 } else { 0 };
-        if looks > LOOKS_BEFORE_APPLYING {
+        let is_due = looks > LOOKS_BEFORE_APPLYING;
+        if switch && (is_due || !apply) {
+            if let Err(error) = units.begin_switch(directory).await {
+                // It is tried again at the next look.
+                tracing::error!(change = %id, error = chain(&error), "the switch of the system does not begin");
+            }
+        } else if is_due {
             let noted = async {
                 if restarted != Some(id) {
                     restart_for(directory, &units, left).await?;
@@ -154,6 +169,9 @@ pub(super) async fn look(
     }
     let _lock = store.lock().await?;
     let now = now()?;
+    if store.directory.has(BLESSED)? {
+        return blessed(&store);
+    }
     let going_back = match readable(&store, store.going_back(), GOING_BACK)? {
         Some(open) => open,
         None => {
@@ -170,8 +188,42 @@ pub(super) async fn look(
             open
         }
     };
+    if is_for_the_switch(&store, &going_back.armed)? {
+        return Ok(Next::Look {
+            id: going_back.armed.id,
+            left_ms: MAX_LEFT_MS,
+            apply: false,
+            switch: true,
+        });
+    }
     go_back(&store, units, going_back, &now, taken).await?;
     Ok(Next::End)
+}
+
+/// Returns that the system of a confirmed change is to be installed. A record that can't be read is moved out of the way.
+fn blessed(store: &Store) -> Result<Next> {
+    match store.blessed() {
+        Ok(Some(decided)) => Ok(Next::Look {
+            id: decided.armed.id,
+            left_ms: MAX_LEFT_MS,
+            apply: false,
+            switch: true,
+        }),
+        Ok(None) => Ok(Next::End),
+        Err(Error::Refused(why)) => {
+            tracing::error!(why, "a confirmed system is not installed");
+            store.set_aside(BLESSED)?;
+            Ok(Next::End)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns whether the way back of a change is that from another system, which another process takes: once that system may have been
+/// activated, be it in this boot or an earlier one.
+pub(super) fn is_for_the_switch(store: &Store, armed: &Armed) -> Result<bool> {
+    Ok(armed.way_back.activate.is_some()
+        && matches!(store.step(armed.id)?, Some(Step::Switching | Step::Applied)))
 }
 
 /// Returns that an armed change is to be looked at again, if its time is not over.
@@ -179,16 +231,18 @@ fn not_due(store: &Store, armed: &Armed, now: &Moment) -> Result<Option<Next>> {
     if armed.boot_id != now.boot_id || now.boot_ms >= armed.deadline_boot_ms {
         return Ok(None);
     }
+    let step = store.step(armed.id)?;
     Ok(Some(Next::Look {
         id: armed.id,
         left_ms: armed.deadline_boot_ms - now.boot_ms,
-        apply: store.step(armed.id)? == Some(Step::Written),
+        apply: step == Some(Step::Written),
+        switch: step.is_some() && armed.kind == KIND_SYSTEM,
     }))
 }
 
 /// Returns a record, or in the place of one that can't be read the one that was prepared for the way back. Without either it
 /// is moved out of the way, since it would keep every other change from being armed.
-fn readable(store: &Store, read: Result<Option<Armed>>, name: &str) -> Result<Option<Open>> {
+pub(super) fn readable(store: &Store, read: Result<Option<Armed>>, name: &str) -> Result<Option<Open>> {
     let why = match read {
         Err(Error::Refused(why)) => why,
         read => {
@@ -226,14 +280,14 @@ async fn go_back(
 ) -> Result<()> {
     let id = armed.id;
     let is_this_boot = armed.boot_id == now.boot_id;
-    let mut why = match (is_second, is_this_boot) {
-        (true, _) => "its record was damaged",
-        (false, true) => "it was not confirmed in time",
-        (false, false) => "the host was rebooted before it was confirmed",
-    }
-    .to_owned();
+    let mut why = reason(store, &armed, is_second, is_this_boot);
     tracing::warn!(change = %id, why, "goes back");
-    let not_back = put_back(store, &armed.way_back);
+    let not_back = if armed.kind == KIND_SYSTEM {
+        // Nothing of it was activated.
+        Vec::new()
+    } else {
+        put_back(store, &armed.way_back)
+    };
     // Whatever could not be put back: the units then use what could.
     let restarted = (id, not_back.is_empty());
     if taken.restarted != Some(restarted) {
@@ -270,6 +324,18 @@ async fn go_back(
         tracing::warn!(change = %id, error = chain(&error), "can't remove all that a change left");
     }
     Ok(())
+}
+
+/// Returns why a change goes back.
+pub(super) fn reason(store: &Store, armed: &Armed, is_second: bool, is_this_boot: bool) -> String {
+    store.why(armed.id).unwrap_or_else(|| {
+        match (is_second, is_this_boot) {
+            (true, _) => "its record was damaged",
+            (false, true) => "it was not confirmed in time",
+            (false, false) => "the host was rebooted before it was confirmed",
+        }
+        .to_owned()
+    })
 }
 
 /// Puts the files of a way back into their places, each whatever became of the others, and returns those that failed.

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use leaf_core::change::{Armed, Asking, Decided, HubOverride, Outcome};
 use leaf_core::id::ChangeId;
 use leaf_core::json::to_json;
-use leaf_host::contract::{ARMED, ASKING, DECIDED, GOING_BACK, HUB_OVERRIDE};
+use leaf_host::contract::{ARMED, ASKING, BLESSED, DECIDED, GOING_BACK, HUB_OVERRIDE, PROGRESS};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -17,14 +17,17 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::lock;
 
-/// What was done of the open change. It is removed with it.
-const PROGRESS: &str = "progress.json";
 /// The record of the open change as one that went back, written when it is armed: it needs no space when the disk is full.
 const BACK: &str = "back.json";
+/// Why the open change goes back before its time is over. It is removed with it.
+const WHY: &str = "why.json";
+/// The links to the new and to the earlier system of an open change. Links of the same names with `cim-leaf-` before them lead here
+/// from Nix's directory of GC roots.
+pub(super) const ROOTS: [&str; 2] = ["next", "previous"];
 /// Where a record is moved that can't be read.
 const UNREADABLE: &str = "unreadable.json";
 /// The start of the names of copies of files.
-const SAVED: &str = "saved-";
+pub(super) const SAVED: &str = "saved-";
 /// The start of the names of the files beside [`HUB_OVERRIDE`] that belong to it.
 const OF_HUB: &str = "hub-";
 /// The number of decided changes that are kept.
@@ -39,6 +42,16 @@ pub(super) const PRIVATE: u32 = 0o400;
 struct Progress {
     id: ChangeId,
     step: Step,
+    /// How often the present step was tried.
+    #[serde(default)]
+    tries: u32,
+}
+
+/// Why a change goes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Why {
+    id: ChangeId,
+    why: String,
 }
 
 /// The last step of an open change.
@@ -47,6 +60,8 @@ struct Progress {
 pub(super) enum Step {
     /// All of it is written.
     Written,
+    /// The new system is being activated.
+    Switching,
     /// The units that use it are restarted.
     Applied,
 }
@@ -99,7 +114,8 @@ impl Store {
 
     /// Returns whether a change is open, be its record readable or not.
     pub(super) fn is_open(&self) -> Result<bool> {
-        Ok(self.directory.has(ARMED)? || self.directory.has(GOING_BACK)?)
+        let has = |name| self.directory.has(name);
+        Ok(has(ARMED)? || has(GOING_BACK)? || has(BLESSED)?)
     }
 
     pub(super) fn asking(&self) -> Result<Option<Asking>> {
@@ -136,7 +152,7 @@ impl Store {
     pub(super) fn prepare_progress(&self, id: ChangeId) -> Result<()> {
         let step = Step::Written;
         self.directory
-            .stage(PROGRESS, &to_json(&Progress { id, step }), SHOWN)
+            .stage(PROGRESS, &to_json(&Progress { id, step, tries: 0 }), SHOWN)
     }
 
     /// Notes that all of the armed change is written.
@@ -146,8 +162,28 @@ impl Store {
 
     /// Notes that the units that use the armed change are restarted.
     pub(super) fn has_applied(&self, id: ChangeId) -> Result<()> {
-        let step = Step::Applied;
-        self.write(PROGRESS, &Progress { id, step })
+        self.note(id, Step::Applied)
+    }
+
+    /// Notes a step of the open change.
+    pub(super) fn note(&self, id: ChangeId, step: Step) -> Result<()> {
+        self.write(PROGRESS, &Progress { id, step, tries: 0 })
+    }
+
+    /// Notes one more try of the step that the open change is at, and returns how many there were with it.
+    pub(super) fn note_try(&self, id: ChangeId) -> Result<u32> {
+        let progress: Option<Progress> = self.read(PROGRESS).unwrap_or_default();
+        let Some(progress) = progress.filter(|progress| progress.id == id) else {
+            return Ok(1);
+        };
+        let tries = progress.tries + 1;
+        self.write(PROGRESS, &Progress { tries, ..progress })?;
+        Ok(tries)
+    }
+
+    /// Returns whether there is a file with a step, be it readable or not.
+    pub(super) fn has_step(&self) -> Result<bool> {
+        self.directory.has(PROGRESS)
     }
 
     /// Returns the last step of a change, if there was one.
@@ -165,6 +201,52 @@ impl Store {
     /// Decides that the armed change stays.
     pub(super) fn decide_confirmed(&self, id: ChangeId) -> Result<()> {
         self.directory.move_to(ARMED, &self.decided, &file_of(id))
+    }
+
+    /// Returns the change of the system that is confirmed and waits to be installed.
+    pub(super) fn blessed(&self) -> Result<Option<Decided>> {
+        self.read(BLESSED)
+    }
+
+    /// Decides that the armed change of the system stays, and is installed.
+    pub(super) fn bless(&self) -> Result<()> {
+        self.directory.rename(ARMED, BLESSED)?;
+        self.directory.sync()
+    }
+
+    /// Writes who confirmed the change that waits to be installed.
+    pub(super) fn record_blessed(&self, decided: &Decided) -> Result<()> {
+        self.write(BLESSED, decided)
+    }
+
+    /// Closes the change that waits to be installed, with this record if there is space for it.
+    pub(super) fn close_blessed(&self, decided: &Decided) -> Result<()> {
+        let id = decided.armed.id;
+        if let Err(error) = self.record(decided) {
+            let error = leaf_core::error::chain(&error);
+            tracing::warn!(change = %id, error, "the record of a system that is installed is incomplete");
+            return self.directory.move_to(BLESSED, &self.decided, &file_of(id));
+        }
+        self.directory.remove_file(BLESSED)?;
+        self.directory.sync()
+    }
+
+    /// Notes why the open change goes back before its time is over. On a full disk nobody hears it.
+    pub(super) fn note_why(&self, id: ChangeId, why: &str) {
+        let why = Why {
+            id,
+            why: why.to_owned(),
+        };
+        if let Err(error) = self.write(WHY, &why) {
+            let error = leaf_core::error::chain(&error);
+            tracing::warn!(change = %id, error, "can't note why a change goes back");
+        }
+    }
+
+    /// Returns why a change goes back before its time is over, if it does.
+    pub(super) fn why(&self, id: ChangeId) -> Option<String> {
+        let why: Option<Why> = self.read(WHY).unwrap_or_default();
+        why.filter(|why| why.id == id).map(|why| why.why)
     }
 
     /// Decides that the armed change goes back.
@@ -235,7 +317,8 @@ impl Store {
         };
         let is_staged = |name: &str| name.starts_with('.') && name.ends_with(".new");
         for name in self.directory.names()? {
-            let left = [PROGRESS, BACK, ASKING].contains(&name.as_str())
+            let left = [PROGRESS, BACK, ASKING, WHY].contains(&name.as_str())
+                || ROOTS.contains(&name.as_str())
                 || name.starts_with(SAVED)
                 || is_staged(&name)
                 || name.starts_with(OF_HUB) && !is_used(&name);

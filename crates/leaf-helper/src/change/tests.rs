@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use super::guard::{Next, Taken, look, note_applied, restart_for};
 use super::*;
-use crate::change::Order;
+use crate::change::{Order, What};
 use crate::error::Error;
 use crate::files::crashes;
 
@@ -80,6 +80,28 @@ impl Units for Noted {
             self.note("begin the guard".to_owned());
         }
         Ok(())
+    }
+
+    async fn begin_switch(&self, _: &Path) -> std::result::Result<(), SystemdError> {
+        self.note("begin the switch".to_owned());
+        Ok(())
+    }
+
+    async fn cancel_jobs(&self) -> std::result::Result<(), SystemdError> {
+        Ok(())
+    }
+
+    async fn reboot(&self, _: bool) -> Result<()> {
+        self.note("reboot".to_owned());
+        Ok(())
+    }
+
+    async fn failed_units(&self) -> std::result::Result<Vec<String>, SystemdError> {
+        Ok(Vec::new())
+    }
+
+    async fn health(&self, _: &str) -> std::result::Result<UnitHealth, SystemdError> {
+        Ok(UnitHealth::default())
     }
 
     async fn restart_and_wait(&self, unit: &str, _: Duration) -> Result<()> {
@@ -179,7 +201,7 @@ impl Place {
             caller: &caller,
             seconds: 120,
             unwitnessed,
-            hub: &hub,
+            what: What::Hub(&hub),
         };
         self.changes.arm(&leaf(), &self.units, &order).await
     }
@@ -510,7 +532,7 @@ async fn values_that_are_not_of_a_hub_are_refused_before_anything_is_written() {
             caller: &caller,
             seconds,
             unwitnessed: true,
-            hub: &hub,
+            what: What::Hub(&hub),
         };
         refusal(place.changes.arm(&leaf(), &place.units, &order).await);
         assert!(place.is_as_before());

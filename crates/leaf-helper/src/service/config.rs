@@ -17,7 +17,7 @@ use crate::job::Jobs;
 use crate::secrets::SecretStore;
 use crate::service::Serving;
 use crate::settings::{HOST_KEY, MissingProgram, Settings};
-use crate::{Changes, Helper};
+use crate::{Changes, Helper, Systems};
 
 /// The content of the file.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -57,12 +57,36 @@ struct File {
     /// The public keys of the witnesses that may confirm a change that can cut the leaf off (ssh-ed25519); by default none.
     #[serde(default)]
     witnesses: Vec<String>,
+    /// The settings of switches of the system.
+    #[serde(default)]
+    system: SystemOf,
     /// The directories of the contract; by default the usual ones.
     #[serde(default)]
     paths: Paths,
     /// The settings of jobs.
     #[serde(default)]
     jobs: JobsOf,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct SystemOf {
+    /// Whether leafd may have the host's system switched: then who may command that on this leaf is root on the host.
+    switch: bool,
+    /// The units that must be active in a new system, beside leafd.
+    healthy_units: Vec<String>,
+    /// Whether the host is rebooted where the system before can't be activated: it boots that.
+    reboot_as_last_resort: bool,
+}
+
+impl Default for SystemOf {
+    fn default() -> Self {
+        Self {
+            switch: false,
+            healthy_units: Vec::new(),
+            reboot_as_last_resort: true,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -171,6 +195,14 @@ pub enum ConfigError {
         path: PathBuf,
         /// What is wrong with it.
         source: SignerKeyError,
+    },
+    /// A name is none of a unit.
+    #[error("healthy_units in {} names {name:?}, which is not the name of a unit (systemd.unit(5))", path.display())]
+    NotAUnit {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: String,
     },
     /// A program is missing.
     #[error(transparent)]
@@ -284,6 +316,26 @@ fn load_file(path: &Path, file: File, leaf: LeafName) -> Result<(Helper, Serving
     let itself = std::env::current_exe().map_err(ConfigError::Itself)?;
     let beside = |name: &str| itself.with_file_name(name);
     let leaf_init = file.leaf_init.unwrap_or_else(|| beside("leaf-init"));
+    if let Some(name) = file
+        .system
+        .healthy_units
+        .iter()
+        .find(|name| !leaf_core::change::is_unit_name(name))
+    {
+        return Err(ConfigError::NotAUnit {
+            path: path.to_owned(),
+            name: name.clone(),
+        });
+    }
+    let systems = if file.system.switch {
+        Systems::allowed(
+            file.system.healthy_units,
+            file.system.reboot_as_last_resort,
+            file.jobs.path.clone(),
+        )
+    } else {
+        Systems::default()
+    };
     let jobs = Jobs {
         owner: client.user,
         program: file.jobs.program.unwrap_or_else(|| beside("leafd")),
@@ -316,7 +368,8 @@ fn load_file(path: &Path, file: File, leaf: LeafName) -> Result<(Helper, Serving
             path: path.to_owned(),
             source,
         })?
-        .with_client(client.user);
+        .with_client(client.user)
+        .with_systems(systems);
     let serving = Serving {
         client: client.user,
         jobs,

@@ -155,6 +155,10 @@ type StoredSecret (name: string, file_bytes: int, digest: string, users: ?[]Secr
 # whose place it is used. Without ca or credentials those of the host or of the section are used.
 type Hub (url: string, ca: ?string, credentials: ?string, section: string)
 
+# Another NixOS system: its toplevel, what it leads to (switch, test or boot), the units that may fail, whether a boot that nobody
+# guards is accepted, and the format of the leaf's journal.
+type System (toplevel: string, mode: string, allow_failed: ?[]string, uncounted: bool, journal_format: int)
+
 # Who confirms a change: a witness by its SSH signature in base64, or a person. One of them is set.
 type Confirmation (signature: ?string, caller: ?string)
 ";
@@ -204,7 +208,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
     use leaf_core::address_pool::AddressPool;
-    use leaf_core::change::{ConfirmedBy, HubChange};
+    use leaf_core::change::{ConfirmedBy, HubChange, SystemChange, SystemMode};
     use leaf_core::host_op::{ContainerBinding, HostSubject, HostWait, Secret};
     use leaf_core::id::{Caller, ChangeId, ContainerName, JobId, LeafName, SecretName, StorePath};
     use leaf_core::spec::ContainerOptions;
@@ -280,6 +284,20 @@ mod tests {
                     ca: None,
                     credentials: Some(Secret::new("hidden")),
                     section: "0".repeat(64),
+                }),
+            },
+            HostOp::ArmSystem {
+                id: ChangeId(id.0),
+                caller: Caller::new("ann").expect("a caller"),
+                seconds: 300,
+                unwitnessed: true,
+                system: Box::new(SystemChange {
+                    toplevel: StorePath::new("/nix/store/00000000000000000000000000000000-nixos")
+                        .expect("a path"),
+                    mode: SystemMode::Switch,
+                    allow_failed: vec!["nginx.service".to_owned()],
+                    uncounted: false,
+                    journal_format: 1,
                 }),
             },
             HostOp::ConfirmChange {
@@ -382,7 +400,9 @@ mod tests {
                 }
                 HostSubject::Job(id) => assert!(op.summary().ends_with(&format!("job {id}"))),
                 HostSubject::Secret(name) => assert!(op.summary().ends_with(&format!("secret {name}"))),
-                HostSubject::Change => assert_eq!(op.summary(), format!("arm change {id} of the hub")),
+                HostSubject::Change => {
+                    assert!(op.summary().starts_with(&format!("arm change {id} of the ")));
+                }
                 HostSubject::Confirmation => assert_eq!(op.summary(), format!("confirm change {id}")),
                 HostSubject::Secrets => assert_eq!(op.summary(), "list the secrets"),
                 HostSubject::HostKey => assert_eq!(op.summary(), "show the host key"),

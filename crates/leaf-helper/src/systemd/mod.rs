@@ -5,7 +5,7 @@ mod launch;
 pub(crate) mod payload;
 pub(crate) mod prepare;
 pub(crate) mod start;
-mod switch;
+pub(crate) mod switch;
 pub(crate) mod unit;
 
 use std::time::Duration;

@@ -154,6 +154,26 @@ impl Systemd {
         self.follow_job(UnitJob::Start, unit, limit, ask).await
     }
 
+    /// Begins the start of a transient unit with these properties, and does not wait for its end.
+    ///
+    /// # Errors
+    /// [`SystemdError`], also if a unit of this name exists.
+    pub async fn begin_transient(
+        &self,
+        unit: &str,
+        properties: &[(String, OwnedVariant)],
+    ) -> Result<(), SystemdError> {
+        let auxiliary: [(String, Vec<(String, OwnedVariant)>); 0] = [];
+        let auxiliary = &auxiliary;
+        self.call(&format!("start {unit}"), |connection| async move {
+            let arguments = (unit, "fail", properties, &auxiliary[..]);
+            manage(&connection, "StartTransientUnit", &arguments)
+                .await
+                .map(drop)
+        })
+        .await
+    }
+
     /// Makes the call that begins a job, and follows the job to its end. systemd sends the signal of its end to the
     /// caller even without `Subscribe`, which would cause signals for each change of each unit of the host.
     async fn follow_job<F>(

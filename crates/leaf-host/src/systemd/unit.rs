@@ -176,6 +176,44 @@ impl Systemd {
         .await
     }
 
+    /// Removes all jobs that are queued or wait (`systemctl cancel`).
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn cancel_jobs(&self) -> Result<(), SystemdError> {
+        self.call("cancel the jobs of systemd", |connection| async move {
+            manage(&connection, "ClearJobs", &()).await.map(drop)
+        })
+        .await
+    }
+
+    /// Returns the names of the loaded units that have failed, sorted: also of those that systemd is about to start again after they did.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn failed_units(&self) -> Result<Vec<String>, SystemdError> {
+        let (states, names): ([&str; 2], [&str; 0]) = (["failed", "auto-restart"], []);
+        let (states, names) = (&states[..], &names[..]);
+        let listed = self
+            .call("list the units that have failed", |connection| async move {
+                let reply = manage(&connection, "ListUnitsByPatterns", &(states, names)).await?;
+                let units: Vec<ListEntry> = reply.body().deserialize()?;
+                Ok(units
+                    .into_iter()
+                    .map(|(name, _, _, _, sub, ..)| (name, sub))
+                    .collect::<Vec<_>>())
+            })
+            .await?;
+        let mut failed = Vec::new();
+        for (name, sub) in listed {
+            if sub != "auto-restart" || self.service_end(&name).await?.result != "success" {
+                failed.push(name);
+            }
+        }
+        failed.sort_unstable();
+        Ok(failed)
+    }
+
     /// Returns the state of a loaded unit; `None` if it is not loaded. Its file is not read.
     ///
     /// # Errors

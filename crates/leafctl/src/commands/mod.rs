@@ -32,6 +32,7 @@ mod nats;
 mod nix;
 mod schema;
 mod secret;
+mod system;
 
 use clap::{Parser, Subcommand};
 
@@ -69,6 +70,9 @@ enum Command {
     /// Nix: builds and their jobs.
     #[command(subcommand)]
     Nix(nix::Command),
+    /// The systems of leaves: build, switch, go back.
+    #[command(subcommand)]
+    System(system::Command),
     /// Secrets of leaves: set, list, remove.
     #[command(subcommand)]
     Secret(secret::Command),
@@ -95,6 +99,7 @@ impl Cli {
             Command::Container(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nix(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Fleet(command) => command.run(&self.global, output).await,
+            Command::System(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Secret(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nats(command) => command.run(&self.global, output).await,
             Command::Events(command) => command.run(&Session::open(&self.global).await?, output).await,

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use leaf_core::change::{Armed, Decided, Decision, Outcome};
-use leaf_core::command::{Command, ConfirmLeafChange, LeafReport, MoveLeaf, OpenChange, ShowLeaf};
+use leaf_core::change::{Armed, Decided, Decision, Outcome, SystemMode};
+use leaf_core::command::{
+    BootSystem, Command, ConfirmLeafChange, LeafReport, MoveLeaf, OpenChange, ShowLeaf, SwitchSystem,
+};
 use leaf_core::command::{ConfirmedChange, HubInPlace};
 use leaf_core::decide::{ChangeStep, ObservedChanges};
 use leaf_core::host_op::Secret;
-use leaf_core::id::{ChangeId, CommandId};
+use leaf_core::id::{ChangeId, CommandId, StorePath};
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::signed::{CommandRules, Provenance};
 use leaf_core::state::ChangeStage;
@@ -127,6 +129,105 @@ fn a_move_is_recorded_and_answered_once_it_is_armed() {
         .iter()
         .map(|event| String::from_utf8_lossy(&event.body).into_owned());
     assert!(events.into_iter().all(|body| !body.contains("hush")));
+}
+
+fn switches(toplevel: &str) -> SwitchSystem {
+    SwitchSystem {
+        toplevel: StorePath::new(toplevel).expect("a store path"),
+        seconds: None,
+        no_witness: false,
+        allow_failed: Vec::new(),
+        uncounted: false,
+    }
+}
+
+const SYSTEM: &str = "/nix/store/00000000000000000000000000000001-nixos-system";
+
+/// A leaf whose administrator may switch its system.
+fn world_of_systems() -> World {
+    let callers = BTreeMap::from([(admin(), vec!["cuts-off".to_owned(), "runs-code".to_owned()])]);
+    World::with_rules(CommandRules::new(None, &callers).expect("rules"))
+}
+
+#[test]
+fn a_switch_of_the_system_is_recorded_once_it_is_armed_and_then_as_it_is_decided() {
+    let mut world = world_of_systems();
+    send(&mut world, switches(SYSTEM));
+    let [ChangeStep::Switch(order)] = &world.change_steps()[..] else {
+        panic!("one step");
+    };
+    assert_eq!((order.seconds, order.system.mode), (300, SystemMode::Switch));
+    finish(&mut world, Fate::Done);
+    world.commit(usize::MAX);
+    let open: OpenChange = serde_json::from_slice(&reply(&world).expect("armed")).expect("its reply");
+    assert_eq!((open.kind.as_str(), open.seconds_left), ("system", 300));
+    assert_eq!(open.toplevel.map(String::from).as_deref(), Some(SYSTEM));
+    assert_eq!(of_changes(&world), [ARMED]);
+
+    let mut back = decided(open.id, Decision::Back);
+    back.armed.kind = "system".to_owned();
+    for _ in 0..2 {
+        world.observe_changes(ObservedChanges {
+            decided: vec![back.clone()],
+            ..ObservedChanges::default()
+        });
+        world.commit(usize::MAX);
+    }
+    assert_eq!(of_changes(&world), [ARMED, BACK]);
+}
+
+#[test]
+fn a_switch_that_is_sent_again_after_a_crash_is_the_same_change() {
+    let mut world = world_of_systems();
+    let command_id: CommandId = Uuid::from_u128(7).into();
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let command = switches(SYSTEM).into();
+        world.send_as(admin(), Some(command_id.clone()), command, signed());
+        world.commit(usize::MAX);
+        ids.extend(world.change_steps().into_iter().map(|step| match step {
+            ChangeStep::Switch(order) => order.id,
+            other => panic!("{other:?}"),
+        }));
+        world.crash(Fate::Late, false);
+        world.commit(usize::MAX);
+    }
+    assert_eq!(ids.len(), 2);
+    assert_eq!(ids[0], ids[1]);
+}
+
+#[test]
+fn a_switch_of_the_system_needs_a_signature_a_named_caller_and_a_form_that_can_be_carried_out() {
+    // Named for other changes only.
+    let mut world = world();
+    send(&mut world, switches(SYSTEM));
+    assert_eq!(reply(&world).expect_err("refused").code, ProblemCode::Forbidden);
+    let mut world = world_of_systems();
+    world.send_as(admin(), None, switches(SYSTEM).into(), Provenance::Unsigned);
+    world.commit(usize::MAX);
+    assert_eq!(
+        reply(&world).expect_err("refused").code,
+        ProblemCode::SignatureRequired
+    );
+    let toplevel = StorePath::new(SYSTEM).expect("a store path");
+    let too_short = SwitchSystem {
+        seconds: Some(29),
+        ..switches(SYSTEM)
+    };
+    let no_unit = SwitchSystem {
+        allow_failed: vec!["--all".to_owned()],
+        ..switches(SYSTEM)
+    };
+    let unguarded = BootSystem {
+        toplevel,
+        uncounted: false,
+    };
+    let commands: [Command; 3] = [too_short.into(), no_unit.into(), unguarded.into()];
+    for command in commands {
+        send(&mut world, command);
+        assert_eq!(reply(&world).expect_err("refused").code, ProblemCode::Invalid);
+    }
+    assert!(world.change_steps().is_empty());
 }
 
 #[test]
@@ -317,7 +418,7 @@ fn a_move_that_is_sent_again_after_a_crash_asks_for_the_same_change() {
         world.commit(usize::MAX);
         ids.extend(world.change_steps().into_iter().filter_map(|step| match step {
             ChangeStep::Move(order) => Some(order.id),
-            ChangeStep::Confirm { .. } => None,
+            ChangeStep::Switch(_) | ChangeStep::Confirm { .. } => None,
         }));
         world.crash(Fate::Late, false);
         world.commit(usize::MAX);

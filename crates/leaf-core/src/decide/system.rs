@@ -1,0 +1,56 @@
+//! Decides the commands about the leaf's own system. The helper checks the system and makes the change; what is on the host is the truth.
+
+use super::change::{ChangeStep, SystemOrder, checked_seconds};
+use super::{Context, Decision, Question, Reply, invalid, only};
+use crate::change::{SystemChange, SystemMode};
+use crate::command::system::Command;
+use crate::error::chain;
+use crate::id::{ChangeId, StorePath};
+use crate::problem::Problem;
+
+/// The time in which a switch must be confirmed where its command names none, in seconds.
+pub const DEFAULT_SWITCH_SECONDS: u32 = 300;
+
+pub(super) fn decide(command: &Command, context: &Context) -> Result<Decision, Problem> {
+    let order = |toplevel: &StorePath, mode, seconds: Option<u32>, no_witness| SystemOrder {
+        id: ChangeId(context.fresh_id),
+        caller: context.caller.clone(),
+        seconds: seconds.unwrap_or(DEFAULT_SWITCH_SECONDS),
+        unwitnessed: no_witness,
+        system: SystemChange {
+            toplevel: toplevel.clone(),
+            mode,
+            allow_failed: Vec::new(),
+            uncounted: false,
+            // The shell knows it.
+            journal_format: 0,
+        },
+    };
+    let mut order = match command {
+        Command::Generations(_) => return Ok(only(Reply::FromHost(Question::Generations))),
+        Command::Switch(asked) => {
+            let mut order = order(
+                &asked.toplevel,
+                SystemMode::Switch,
+                asked.seconds,
+                asked.no_witness,
+            );
+            order.system.uncounted = asked.uncounted;
+            order.system.allow_failed.clone_from(&asked.allow_failed);
+            order
+        }
+        Command::Test(asked) => {
+            let mut order = order(&asked.toplevel, SystemMode::Test, asked.seconds, asked.no_witness);
+            order.system.allow_failed.clone_from(&asked.allow_failed);
+            order
+        }
+        Command::Boot(asked) => {
+            let mut order = order(&asked.toplevel, SystemMode::Boot, None, true);
+            order.system.uncounted = asked.uncounted;
+            order
+        }
+    };
+    order.seconds = checked_seconds(order.seconds)?;
+    order.system.check().map_err(|error| invalid(chain(&error)))?;
+    Ok(only(Reply::WhenChanged(ChangeStep::Switch(Box::new(order)))))
+}

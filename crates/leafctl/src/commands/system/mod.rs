@@ -1,0 +1,17 @@
+//! The commands about the systems of leaves.
+
+mod build;
+mod follow;
+mod generations;
+mod rollback;
+mod switch;
+mod toplevel;
+
+commands! {
+    Build(build::Build),
+    Switch(switch::Switch),
+    Test(switch::Test),
+    Boot(switch::Boot),
+    Rollback(rollback::Rollback),
+    Generations(generations::Generations),
+}
