@@ -1,8 +1,8 @@
 //! The outcome of a job in the format of `outcome.json`.
 
 use leaf_core::job::{
-    BuildResult, BuiltDerivation, CheckResult, EvalResult, Explanation, Failure, JobOutcome, JobResult,
-    PrintEnvResult, RunResult,
+    BuildResult, BuiltDerivation, CheckResult, EvalResult, Explanation, Failure, GcResult, JobOutcome,
+    JobResult, PrintEnvResult, RootsResult, RunResult,
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,6 +47,8 @@ enum NamedResult {
     Eval(EvalResult),
     PrintEnv(PrintEnvResult),
     Check(CheckResult),
+    Gc(GcResult),
+    Roots(RootsResult),
     Run(RunResult),
 }
 
@@ -57,6 +59,8 @@ impl From<JobResult> for StoredResult {
             JobResult::Eval(result) => Self::Named(NamedResult::Eval(result)),
             JobResult::PrintEnv(result) => Self::Named(NamedResult::PrintEnv(result)),
             JobResult::Check(result) => Self::Named(NamedResult::Check(result)),
+            JobResult::Gc(result) => Self::Named(NamedResult::Gc(result)),
+            JobResult::Roots(result) => Self::Named(NamedResult::Roots(result)),
             JobResult::Run(result) => Self::Named(NamedResult::Run(result)),
         }
     }
@@ -69,6 +73,8 @@ impl From<StoredResult> for JobResult {
             StoredResult::Named(NamedResult::Eval(result)) => Self::Eval(result),
             StoredResult::Named(NamedResult::PrintEnv(result)) => Self::PrintEnv(result),
             StoredResult::Named(NamedResult::Check(result)) => Self::Check(result),
+            StoredResult::Named(NamedResult::Gc(result)) => Self::Gc(result),
+            StoredResult::Named(NamedResult::Roots(result)) => Self::Roots(result),
             StoredResult::Named(NamedResult::Run(result)) => Self::Run(result),
         }
     }
@@ -132,6 +138,9 @@ mod tests {
             r#"{"outcome":{"phase":"succeeded","about":{"task":"check","derivations":[{"derivation":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a.drv","outputs":{"out":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a"}}],"nix":"nix (Nix) 2.8.0","check_time_ms":3}}}"#,
             // Since programs.
             r#"{"outcome":{"phase":"succeeded","about":{"task":"run","exit":{"code":3},"run_time_ms":5,"stdout":{"text":"a"}}}}"#,
+            // Since garbage.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"gc","paths":3,"given_up_jobs":1,"free_bytes_before":5,"free_bytes_after":9}}}"#,
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"roots","roots":[{"link":"/x","path":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a"}]}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

@@ -15,6 +15,7 @@ mod command_line;
 pub mod compare;
 mod error;
 pub mod eval;
+pub mod gc;
 mod installable;
 mod internal_json;
 mod nix;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use leaf_core::error::chain;
 use leaf_core::id::JobId;
-use leaf_core::job::{BuildTask, CheckTask, EvalResult, EvalTask, Installable, NixPolicy, PrintEnvTask};
+use leaf_core::job::{
+    BuildTask, CheckTask, EvalResult, EvalTask, GcTask, Installable, NixPolicy, PrintEnvTask, RootsTask,
+};
 use leaf_host::process::{self, Bounds, RunError};
 use serde::Deserialize;
 use tokio::process::Command;
@@ -19,6 +21,7 @@ use crate::build;
 use crate::check;
 use crate::eval;
 use crate::eval::cache::Cache;
+use crate::gc::{self, What};
 use crate::installable::{Run, Target, hidden};
 use crate::policy;
 use crate::print_env;
@@ -274,6 +277,36 @@ impl Nix {
             impure: task.impure,
             memory_mib: self.0.eval_memory_mib,
         })
+    }
+
+    /// Returns the order of collecting garbage.
+    #[must_use]
+    pub fn gc(&self, task: &GcTask) -> gc::Order {
+        let given_up_jobs = task.gives_up.len() as u64;
+        self.about_garbage(if task.dry_run {
+            What::DryRun { given_up_jobs }
+        } else {
+            What::Collect {
+                free_bytes: task.free_bytes,
+                given_up_jobs,
+            }
+        })
+    }
+
+    /// Returns the order of finding roots.
+    #[must_use]
+    pub fn roots(&self, task: &RootsTask) -> gc::Order {
+        let path = task.path.as_ref().map(ToString::to_string);
+        self.about_garbage(What::Roots { path })
+    }
+
+    fn about_garbage(&self, what: What) -> gc::Order {
+        gc::Order {
+            task: gc::TASK.to_owned(),
+            nix_store: self.0.nix.with_file_name("nix-store"),
+            options: self.0.options.clone(),
+            what,
+        }
     }
 
     /// Keeps the value of an evaluation that has succeeded, if it can be found again.

@@ -25,6 +25,7 @@ use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::build::{self, Build};
 use leaf_nix::check::{self, Check};
 use leaf_nix::eval::{self, Eval};
+use leaf_nix::gc::{self, Gc};
 use leaf_nix::print_env::{self, PrintEnv};
 use leaf_nix::{Nix, NixError};
 use serde::Deserialize;
@@ -69,6 +70,8 @@ impl JobHost {
                 let order = self.nix.check_build(task).map_err(|error| refusal(&error))?;
                 self.jobs.start(job.id, &order, time_limit)
             }
+            Task::Gc(task) => self.jobs.start(job.id, &self.nix.gc(task), time_limit),
+            Task::Roots(task) => self.jobs.start(job.id, &self.nix.roots(task), time_limit),
             Task::Run(task) => {
                 let packages = BuildTask::new(task.packages.clone(), task.timeout_seconds);
                 let order = self.nix.build(&packages).map_err(|error| refusal(&error))?;
@@ -114,6 +117,15 @@ impl JobHost {
         }
     }
 
+    /// Removes the files of jobs that have ended, with the GC roots of their results; what can't be removed stays.
+    async fn give_up(&self, jobs: &[JobId]) {
+        for id in jobs {
+            if let Err(error) = self.remove(*id).await {
+                tracing::warn!(%id, error = chain(&error), "can't remove the files of a job that is given up");
+            }
+        }
+    }
+
     /// Removes a job's files and the GC root of its result.
     ///
     /// # Errors
@@ -151,6 +163,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: Some(task) }) if task == eval::TASK => eval(job),
         Ok(Named { task: Some(task) }) if task == print_env::TASK => print_env(job),
         Ok(Named { task: Some(task) }) if task == check::TASK => check(job),
+        Ok(Named { task: Some(task) }) if task == gc::TASK => collect(job),
         Ok(Named { task: Some(task) }) if task == program::TASK => program::run(job),
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
@@ -228,6 +241,20 @@ fn check(job: ProcessJob) -> io::Result<()> {
     job.run(work)
 }
 
+fn collect(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<gc::Order>();
+    let work = order.map(|order| Work {
+        state: Gc::new(order),
+        next: Gc::next,
+        read_line: Gc::read_line,
+        progress: Gc::progress,
+        error: Gc::error,
+        after_failure: |_, _| None,
+        failure: Gc::failure,
+    });
+    job.run(work)
+}
+
 /// Prints the differences of two store paths as JSON: `leafd nix-compare`, a program of a check.
 ///
 /// # Errors
@@ -255,6 +282,11 @@ pub async fn run(
         leaf,
         inputs,
     };
+    if let Task::Gc(task) = &job.task
+        && !task.dry_run
+    {
+        host.give_up(&task.gives_up).await;
+    }
     let (mut outcome, mut running) = stages.run(job.id, &mut cancelled, || host.start(job)).await;
     // The packages are built.
     if let (Task::Run(task), JobOutcome::Succeeded(JobResult::Build(built))) = (&job.task, &outcome) {

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::commands;
-use crate::id::JobId;
+use crate::id::{JobId, StorePath};
 use crate::job::{Installable, JobPhase};
 use crate::placement::demand::{Features, Priority};
 use crate::placement::offer::Offer;
@@ -124,6 +124,39 @@ commands! {
         /// The build.
         build: Build,
     } -> Offer
+
+    /// Deletes what nothing needs from the Nix store: no GC root, no running build, no container and no result of a job. It is
+    /// admitted where the disk is too full for other commands.
+    Gc: Gc = "gc" {
+        kind: Job, about: Leaf, needs: Nix, disk: Frees, power: Changes,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// Whether it is only found out what would be deleted.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        dry_run: bool,
+        /// Give up the results and the logs of jobs that ended longer ago than this, in seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        older_than_seconds: Option<u64>,
+        /// Delete no more once this many bytes are freed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        free_bytes: Option<u64>,
+        /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
+
+    /// Finds what keeps a store path from being deleted, or lists all GC roots.
+    Roots: Roots = "roots" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The store path; by default all roots are listed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<StorePath>,
+        /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
 }
 
 impl Build {

@@ -1,5 +1,7 @@
 //! Decides the commands about jobs, and the consequences of a job's end.
 
+use jiff::Timestamp;
+
 use super::{Context, Decision, Question, Reply, Target, invalid, known, not_found, only};
 use crate::aggregate::Aggregate;
 use crate::command::job::{Command, JobList};
@@ -63,6 +65,8 @@ fn brief(job: &Job) -> Job {
         Some(JobResult::Eval(result)) => result.shorten(0),
         Some(JobResult::PrintEnv(result)) => result.shorten(0),
         Some(JobResult::Check(result)) => result.derivations.truncate(1),
+        Some(JobResult::Gc(result)) => result.largest.clear(),
+        Some(JobResult::Roots(result)) => result.shorten(0),
         Some(JobResult::Run(result)) => result.shorten(0),
         None => {}
     }
@@ -115,10 +119,28 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
             let raw = state.raw_entry_of(Aggregate::Container(name)).is_some();
             !raw && !wanted.is_some_and(|d| d.run != DesiredRun::Absent && d.build_job == Some(job.id))
         }
-        Task::Build(_) | Task::Eval(_) | Task::PrintEnv(_) | Task::Check(_) | Task::Run(_) => false,
+        Task::Build(_)
+        | Task::Eval(_)
+        | Task::PrintEnv(_)
+        | Task::Check(_)
+        | Task::Run(_)
+        | Task::Gc(_)
+        | Task::Roots(_) => false,
     };
     let open = state.jobs.values().filter(|job| !job.phase.is_final());
     open.filter(needless).map(|job| job.id).collect()
+}
+
+/// Returns the jobs whose results and logs can be given up, since they ended before then, and no container waits for them.
+pub(super) fn ended_before(state: &State, then: Timestamp) -> Vec<JobId> {
+    let waited_for = |id: JobId| {
+        let mut containers = state.containers.values();
+        containers.any(|container| container.desired.build_job == Some(id))
+    };
+    let jobs = state.jobs.values().filter(|job| job.phase.is_final());
+    jobs.filter(|job| job.ended_at.is_some_and(|at| at < then) && !waited_for(job.id))
+        .map(|job| job.id)
+        .collect()
 }
 
 /// Returns a job's time limit, in seconds.

@@ -1,13 +1,18 @@
 //! Decides the commands about Nix.
 
-use super::job::{by_policy, check_queue, queue, time_limit};
+use jiff::{SignedDuration, Timestamp};
+
+use super::job::{by_policy, check_queue, ended_before, queue, time_limit};
 use super::{Context, Decision, invalid, known, only};
 use crate::cause::Cause;
 use crate::command::nix::{Build, Command, JobAccepted};
 use crate::id::JobId;
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
-use crate::job::{BuildTask, CheckTask, EvalTask, Installable, Job, JobPhase, PrintEnvTask, RunTask, Task};
+use crate::job::{
+    BuildTask, CheckTask, EvalTask, GcTask, Installable, Job, JobPhase, PrintEnvTask, RootsTask, RunTask,
+    Task,
+};
 use crate::placement::JobKey;
 use crate::placement::demand::{Demand, check_features};
 use crate::placement::offer::{Offer, Verdict};
@@ -57,6 +62,27 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             };
             task.check().map_err(invalid)?;
             (Task::Check(task), Demand::default())
+        }
+        Command::Gc(c) => {
+            let seconds = c.older_than_seconds;
+            let then = seconds.map(|seconds| {
+                let age = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+                context.now.checked_sub(age).unwrap_or(Timestamp::MIN)
+            });
+            let task = GcTask {
+                dry_run: c.dry_run,
+                free_bytes: c.free_bytes,
+                gives_up: then.map(|then| ended_before(state, then)).unwrap_or_default(),
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            (Task::Gc(task), Demand::default())
+        }
+        Command::Roots(c) => {
+            let task = RootsTask {
+                path: c.path.clone(),
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            (Task::Roots(task), Demand::default())
         }
         Command::Run(c) => {
             let task = RunTask {

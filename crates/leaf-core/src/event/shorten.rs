@@ -35,6 +35,8 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
         JobResult::Build(build) => build,
         JobResult::Eval(eval) => return eval.shorten(max_bytes),
         JobResult::PrintEnv(result) => return result.shorten(max_bytes),
+        JobResult::Gc(result) => return result.shorten(max_bytes),
+        JobResult::Roots(result) => return result.shorten(max_bytes),
         JobResult::Check(result) => {
             shorten_derivations(&mut result.derivations, max_bytes);
             return;

@@ -11,6 +11,7 @@ pub mod build;
 pub mod check;
 pub mod eval;
 pub mod explanation;
+pub mod gc;
 pub mod installable;
 pub mod outcome;
 pub mod outputs;
@@ -31,6 +32,7 @@ pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use check::{CheckResult, CheckTask};
 pub use eval::{EvalResult, EvalTask};
 pub use explanation::{Explanation, FailureKind};
+pub use gc::{GcResult, GcTask, RootsResult, RootsTask};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
 pub use policy::NixPolicy;
@@ -111,6 +113,10 @@ pub enum Task {
     PrintEnv(PrintEnvTask),
     /// `nix build --rebuild`.
     Check(CheckTask),
+    /// `nix-store --gc`.
+    Gc(GcTask),
+    /// `nix-store --query --roots`.
+    Roots(RootsTask),
     /// Packages, and a program that is run with them.
     Run(RunTask),
 }
@@ -124,6 +130,8 @@ impl Task {
             Self::Eval(task) => task.timeout_seconds,
             Self::PrintEnv(task) => task.timeout_seconds,
             Self::Check(task) => task.timeout_seconds,
+            Self::Gc(task) => task.timeout_seconds,
+            Self::Roots(task) => task.timeout_seconds,
             Self::Run(task) => task.timeout_seconds,
         }
     }
@@ -170,6 +178,10 @@ pub enum JobResult {
     PrintEnv(PrintEnvResult),
     /// The result of a second build that gave the same.
     Check(CheckResult),
+    /// The result of collecting garbage.
+    Gc(GcResult),
+    /// What holds store paths.
+    Roots(RootsResult),
     /// The end of a program.
     Run(RunResult),
 }
@@ -180,7 +192,12 @@ impl JobResult {
     pub fn build(&self) -> Option<&BuildResult> {
         match self {
             Self::Build(result) => Some(result),
-            Self::Eval(_) | Self::PrintEnv(_) | Self::Check(_) | Self::Run(_) => None,
+            Self::Eval(_)
+            | Self::PrintEnv(_)
+            | Self::Check(_)
+            | Self::Run(_)
+            | Self::Gc(_)
+            | Self::Roots(_) => None,
         }
     }
 }

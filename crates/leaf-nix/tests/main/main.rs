@@ -2,6 +2,7 @@
 
 mod check;
 mod eval;
+mod gc;
 mod lab;
 mod policy;
 mod print_env;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         print_env::TESTS,
         check::TESTS,
         policy::TESTS,
+        gc::TESTS,
     ]
     .into_iter()
     .flatten()

@@ -92,48 +92,47 @@ fn a_build_imports_from_a_derivation_only_where_the_policy_lets_it() {
 
 fn an_evaluation_fetches_only_what_begins_with_an_allowed_uri() {
     let mut lab = lab(NixPolicy::default());
-    let served = lab.dir.join("served");
-    std::fs::create_dir(&served).expect("a directory");
-    std::fs::write(served.join("x"), "fetched").expect("written");
-    let url = format!("file://{}/x", served.display());
-    std::fs::create_dir(lab.dir.join("own")).expect("a directory");
+    lab.set(|settings| {
+        settings
+            .options
+            .insert("download-attempts".to_owned(), "1".to_owned());
+    });
+    // Nobody listens there: what is let through fails for that reason.
+    let url = "http://127.0.0.1:9/x";
+    let hash = "0000000000000000000000000000000000000000000000000000";
+    let own = lab.dir.join("own");
+    std::fs::create_dir_all(own.join("flake")).expect("a directory");
+    let fetch = format!("builtins.readFile (builtins.fetchurl {{ url = \"{url}\"; sha256 = \"{hash}\"; }})");
     let file = lab.file(
         "own/fetches",
-        &format!(
-            "{{ of = builtins.readFile (builtins.fetchurl \"{url}\"); env = builtins.getEnv \"PATH\"; }}"
-        ),
+        &format!("{{ of = {fetch}; env = builtins.getEnv \"PATH\"; }}"),
     );
-    assert_eq!(eval(&lab, attribute(&file, "of"), false), Ok("fetched".into()));
-    // Nix lets files below the host paths be fetched as well, so what is served is elsewhere.
-    let dir = lab.dir.join("own").display().to_string();
-    lab.set(|settings| {
-        settings.policy = NixPolicy {
-            allowed_uris: Some(vec!["https://elsewhere.example".to_owned()]),
-            host_paths: vec![dir],
-            ..NixPolicy::default()
-        };
-    });
-    refused(
-        eval(&lab, attribute(&file, "of"), false),
-        "nix.policy.allowed_uris",
-    );
-    assert_eq!(eval(&lab, attribute(&file, "env"), false), Ok("".into()));
-    let flake = lab.dir.join("own/flake");
-    std::fs::create_dir(&flake).expect("a directory");
-    let hash = "0000000000000000000000000000000000000000000000000000";
-    let text = format!(
-        "{{ outputs = _: {{ of = builtins.readFile (builtins.fetchurl {{ url = \"{url}\"; sha256 = \"{hash}\"; }}); }}; }}"
-    );
-    std::fs::write(flake.join("flake.nix"), text).expect("written");
-    let installable = Installable::Flake {
-        reference: format!("path:{}#of", flake.display()),
+    std::fs::write(
+        own.join("flake/flake.nix"),
+        format!("{{ outputs = _: {{ of = {fetch}; }}; }}"),
+    )
+    .expect("written");
+    let flake = Installable::Flake {
+        reference: format!("path:{}#of", own.join("flake").display()),
     };
-    refused(eval(&lab, installable, false), "nix.policy.allowed_uris");
+    let both = [attribute(&file, "of"), flake];
+    let is_let_through = |lab: &Lab| {
+        for installable in &both {
+            let (kind, why) = eval(lab, installable.clone(), false).expect_err("nobody listens");
+            assert_eq!(kind, FailureKind::FetchFailed, "{installable}: {why}");
+        }
+    };
+    is_let_through(&lab);
     lab.set(|settings| {
-        let begin = format!("file://{}", served.display());
-        settings.policy.allowed_uris = Some(vec![begin]);
+        settings.policy.allowed_uris = Some(vec!["https://elsewhere.example".to_owned()]);
+        settings.policy.host_paths = vec![own.display().to_string()];
     });
-    assert_eq!(eval(&lab, attribute(&file, "of"), false), Ok("fetched".into()));
+    for installable in &both {
+        refused(eval(&lab, installable.clone(), false), "nix.policy.allowed_uris");
+    }
+    assert_eq!(eval(&lab, attribute(&file, "env"), false), Ok("".into()));
+    lab.set(|settings| settings.policy.allowed_uris = Some(vec!["http://127.0.0.1:9".to_owned()]));
+    is_let_through(&lab);
 }
 
 fn a_file_reads_only_what_is_below_the_host_paths_and_no_link_leads_out() {

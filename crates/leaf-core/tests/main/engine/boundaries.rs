@@ -112,6 +112,15 @@ fn check() -> Check {
     }
 }
 
+fn gc() -> Gc {
+    Gc {
+        dry_run: false,
+        older_than_seconds: None,
+        free_bytes: None,
+        timeout_seconds: None,
+    }
+}
+
 /// Every change, with what has to be done to the leaf before it.
 fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
     let (web, if_generation) = (named("web"), IF_GENERATION);
@@ -256,6 +265,15 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
         (eval().into(), None),
         (print_env().into(), None),
         (check().into(), None),
+        (gc().into(), None),
+        (
+            Roots {
+                path: None,
+                timeout_seconds: None,
+            }
+            .into(),
+            None,
+        ),
         (CancelJob { id: job }.into(), None),
     ]
 }

@@ -23,6 +23,12 @@ impl Jobs {
                             all.join(", ")
                         }
                         Task::Eval(eval) => format!("eval {}", eval.installable),
+                        Task::Gc(task) if task.dry_run => "gc (dry run)".to_owned(),
+                        Task::Gc(_) => "gc".to_owned(),
+                        Task::Roots(task) => match &task.path {
+                            Some(path) => format!("gc why {path}"),
+                            None => "gc roots".to_owned(),
+                        },
                         Task::Check(task) => format!("check {}", task.installable),
                         Task::PrintEnv(task) => format!("print-env {}", task.installable),
                         Task::Run(run) => format!("run {}", run.command.join(" ")),
@@ -34,6 +40,11 @@ impl Jobs {
                                 "{} bytes of JSON",
                                 result.value_left_out_bytes.unwrap_or_default()
                             )
+                        }
+                        (Some(JobResult::Gc(result)), _) => format!("{} store paths", result.paths),
+                        (Some(JobResult::Roots(result)), _) => {
+                            let count = result.roots.len() as u64 + result.roots_left_out;
+                            format!("{count} roots")
                         }
                         (Some(JobResult::Check(_)), _) => "reproducible".to_owned(),
                         (Some(JobResult::PrintEnv(result)), _) => {

@@ -4,6 +4,7 @@ pub(super) mod build;
 mod cancel;
 mod check;
 mod eval;
+mod gc;
 mod jobs;
 mod log;
 mod out_link;
@@ -18,6 +19,7 @@ commands! {
     PrintEnv(print_env::PrintEnv),
     Check(check::Check),
     Run(run::Run),
+    Gc(gc::Gc),
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),

@@ -93,7 +93,7 @@ fn advice(kind: FailureKind) -> Option<&'static str> {
         FailureKind::LocksDiffer => "run `nix flake lock` in the flake, and commit flake.lock",
         FailureKind::FetchFailed => "try again; if it fails again, check the address and the network",
         FailureKind::TimedOut => "raise --time-limit, or look for what hangs",
-        FailureKind::DiskFull => "free space on the leaf, such as with nix-collect-garbage",
+        FailureKind::DiskFull => "free space on the leaf with `leafctl nix gc`",
         FailureKind::DependencyFailed => "build the dependency alone",
         FailureKind::Cancelled | FailureKind::Interrupted => "start it again, if it is still needed",
         FailureKind::OutOfMemory

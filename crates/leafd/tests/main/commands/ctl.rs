@@ -50,7 +50,7 @@ use tokio::process::{Child, ChildStderr, Command};
 
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
-use building::{builds, derivation, follows, interrupted, repeated, templates};
+use building::{builds, collects, derivation, follows, interrupted, repeated, templates};
 use connecting::{contexts, errors, group_access, just_ended, several};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
@@ -99,6 +99,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
+        host.trial("leafctl: garbage is collected by age, space and dry run, and never what a job holds", &[Need::Root, Need::Nix], collects),
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
         host.trial("leafctl: a change whose reply was lost is repeated under its id, and has one effect", &[Need::Nix], repeated),

@@ -144,6 +144,46 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     )
 }
 
+pub(super) async fn collects() -> anyhow::Result<()> {
+    let scratch = tempfile::tempdir()?;
+    // A store of its own, so that nothing of the host's is deleted.
+    let store = scratch.path().join("store");
+    let store = store.to_str().context("UTF-8")?;
+    let leaf = Setup::new().set("nix.options.store", store).start().await?;
+    let file = derivation(&leaf, "kept", "echo kept > $out")?;
+    let job = document(&leaf, &["nix", "build", "--file", &file]).await?;
+    let (id, path) = (&job["id"], &job["result"]["store_path"]);
+    let (id, path) = (id.as_str().context("an id")?, path.as_str().context("a path")?);
+    let why = document(&leaf, &["nix", "gc", "why", path]).await?;
+    ensure!(
+        why["result"]["roots"][0]["job"] == id && why["result"]["roots"][0]["path"] == path,
+        "{why}"
+    );
+    let why = printed(&leaf, &["nix", "gc", "why", path]).await?;
+    ensure!(why.contains(&format!("the result of job {id}")), "{why}");
+    let roots = printed(&leaf, &["nix", "gc", "roots"]).await?;
+    ensure!(roots.contains(path), "{roots}");
+    printed(&leaf, &["nix", "gc"]).await?;
+    let real = Path::new(store).join(path.trim_start_matches('/'));
+    ensure!(real.exists(), "{real:?}");
+    // By age of the job that holds it.
+    let kept = document(&leaf, &["nix", "gc", "--older-than", "1d"]).await?;
+    ensure!(kept["result"]["given_up_jobs"] == 0 && real.exists(), "{kept}");
+    let would = document(&leaf, &["nix", "gc", "--dry-run", "--older-than", "0s"]).await?;
+    ensure!(
+        would["result"]["given_up_jobs"].as_u64() > Some(1) && real.exists(),
+        "{would}"
+    );
+    let done = printed(&leaf, &["nix", "gc", "--older-than", "0s"]).await?;
+    ensure!(done.starts_with("deleted") && !real.exists(), "{done}");
+    let output = ctl(&leaf, &["nix", "gc", "why", path]).await?;
+    ended(&output, 7, "is not in the store")?;
+    let old = document(&leaf, &["nix", "jobs"]).await?;
+    let jobs = old["jobs"].as_array().context("jobs")?;
+    ensure!(jobs.iter().any(|job| job["id"] == id), "{old}");
+    ended(&ctl(&leaf, &["nix", "gc", "why", "/etc"]).await?, 2, "store path")
+}
+
 pub(super) async fn interrupted() -> anyhow::Result<()> {
     let leaf = TestLeaf::start().await?;
     let endless = derivation(&leaf, "endless", ENDLESS)?;
