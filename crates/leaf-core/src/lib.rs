@@ -32,6 +32,7 @@ pub mod placement;
 pub mod plan;
 pub mod printable;
 pub mod problem;
+pub mod provenance;
 pub mod reconcile;
 pub mod renewal;
 pub mod repeats;

@@ -1,5 +1,6 @@
 //! The output of `nix path-info --json`, in the shapes of all versions since 2.8.
 
+use data_encoding::{BASE64, HEXLOWER};
 use leaf_core::id::StorePath;
 use serde_json::{Map, Value};
 
@@ -9,6 +10,8 @@ pub(crate) struct PathInfo {
     pub(crate) closure_size_bytes: u64,
     pub(crate) nar_size_bytes: Option<u64>,
     pub(crate) references: Vec<StorePath>,
+    /// The SHA-256 of its NAR, in hexadecimal.
+    pub(crate) nar_sha256: Option<String>,
 }
 
 /// The output of `nix path-info --json --closure-size`: a list up to 2.18, then an object keyed by path, in the newest inside
@@ -52,7 +55,28 @@ fn read_path_info(value: &Value, path: &StorePath) -> Result<PathInfo, String> {
         closure_size_bytes: size,
         nar_size_bytes: info.get("narSize").and_then(Value::as_u64),
         references,
+        nar_sha256: info.get("narHash").and_then(sha256),
     })
+}
+
+/// Returns a SHA-256 in hexadecimal: of `sha256-…` in base64, or of the object of the newest versions.
+fn sha256(hash: &Value) -> Option<String> {
+    let base64 = match hash {
+        Value::String(text) => text.strip_prefix("sha256-")?,
+        hash => {
+            let of = |field: &str| hash.get(field).and_then(Value::as_str);
+            if of("algorithm") != Some("sha256") {
+                return None;
+            }
+            match of("format") {
+                Some("base64") => of("hash")?,
+                Some("base16") => return of("hash").map(str::to_owned),
+                _ => return None,
+            }
+        }
+    };
+    let bytes = BASE64.decode(base64.as_bytes()).ok()?;
+    (bytes.len() == 32).then(|| HEXLOWER.encode(&bytes))
 }
 
 fn find_info<'a>(value: &'a Value, path: &StorePath) -> Option<&'a Map<String, Value>> {
@@ -84,6 +108,9 @@ pub(crate) mod tests {
     pub(crate) const A: &str = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
     pub(crate) const B: &str = "/nix/store/11bgd045z0d4icpbc2yyz4gx48ak44la-b";
 
+    /// 32 bytes of 0, in base64.
+    const HASH: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
     pub(crate) fn path(text: &str) -> StorePath {
         StorePath::new(text).expect("a store path")
     }
@@ -93,10 +120,14 @@ pub(crate) mod tests {
         let base = |p: &str| p.trim_start_matches("/nix/store/").to_owned();
         let (a, b) = (base(A), base(B));
         for json in [
-            format!(r#"[{{"path":"{A}","narSize":5,"closureSize":7,"references":["{B}","{A}"]}}]"#),
-            format!(r#"{{"{A}":{{"narSize":5,"closureSize":7,"references":["{A}","{B}"]}}}}"#),
             format!(
-                r#"{{"version":2,"info":{{"{a}":{{"narSize":5,"closureSize":7,"references":["{b}","{a}"]}}}}}}"#
+                r#"[{{"path":"{A}","narSize":5,"narHash":"sha256-{HASH}","closureSize":7,"references":["{B}","{A}"]}}]"#
+            ),
+            format!(
+                r#"{{"{A}":{{"narSize":5,"narHash":"sha256-{HASH}","closureSize":7,"references":["{A}","{B}"]}}}}"#
+            ),
+            format!(
+                r#"{{"version":2,"info":{{"{a}":{{"narSize":5,"narHash":{{"algorithm":"sha256","format":"base64","hash":"{HASH}"}},"closureSize":7,"references":["{b}","{a}"]}}}}}}"#
             ),
         ] {
             let info = PathInfos::parse(json.as_bytes()).and_then(|infos| infos.of(&path(A)));
@@ -106,7 +137,8 @@ pub(crate) mod tests {
                 PathInfo {
                     closure_size_bytes: 7,
                     nar_size_bytes: Some(5),
-                    references: vec![path(B)]
+                    references: vec![path(B)],
+                    nar_sha256: Some("00".repeat(32))
                 }
             );
         }

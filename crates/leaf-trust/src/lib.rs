@@ -4,6 +4,7 @@
 //! - [`ssh_signature`], [`allowed_signers`], [`agent`]: signatures of people's keys, who may make them, and ssh-agent
 //! - `openpgp`, with the cargo feature of that name: signatures of people's OpenPGP keys, and who may make them
 //! - [`age_file`]: files that only a leaf's host key decrypts
+//! - [`provenance`]: a leaf's statements about what it built, signed and verified
 //! - [`secret`]: the document of a secret, which an age file brings to a leaf
 //!
 //! The signing keys and credentials of NATS are in `leaf-bus`. `docs/security.md` is the contract.
@@ -15,6 +16,7 @@ pub mod host_key;
 #[cfg(feature = "openpgp")]
 pub mod openpgp;
 mod pattern;
+pub mod provenance;
 pub mod secret;
 mod signer_line;
 pub mod ssh_signature;

@@ -31,6 +31,7 @@ use leaf_nix::{Nix, NixError};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
+use crate::provenance::Attester;
 use crate::wake::Wake;
 
 /// The pause before a retry.
@@ -47,6 +48,8 @@ pub struct JobHost {
     pub system: String,
     /// The further systems that it builds for.
     pub more_systems: BTreeSet<String>,
+    /// Signs statements about builds, if there is a key.
+    pub attester: Option<Attester>,
 }
 
 impl JobHost {
@@ -309,7 +312,17 @@ pub async fn run(
     {
         tracing::warn!(id = %job.id, error = chain(&error), "can't keep the value for later evaluations");
     }
-    let _ = inputs.send(Input::JobEnded(job.id, outcome).into()).await;
+    let attestation = host
+        .attester
+        .as_ref()
+        .and_then(|attester| attester.attest(job, &outcome))
+        .map(Box::new);
+    let ended = Input::JobEnded {
+        id: job.id,
+        outcome,
+        attestation,
+    };
+    let _ = inputs.send(ended.into()).await;
     // Dropped only here: the kernel takes up to 20 ms to close the inotify watch on the job's directory.
     drop(running);
 }

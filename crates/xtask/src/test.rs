@@ -18,7 +18,7 @@ use testhost::{LACK_VARIABLE, PROGRAMS_VARIABLE, READY_VARIABLE, nixos};
 use crate::command::{cargo, target, workspace};
 use crate::host;
 use crate::tally::Tally;
-use crate::{nats_server, nix_checks, setup};
+use crate::{nats_server, nix_checks, pypi, setup};
 use programs::{Lane, Program};
 use run::{Job, Work};
 use times::Times;
@@ -96,6 +96,10 @@ impl Test {
             // Without it, what needs it is skipped by name.
             if let Ok(oldest) = nats_server::oldest() {
                 environment.push((nats_server::OLDEST_VARIABLE, Some(oldest.into())));
+            }
+            match pypi::securesystemslib() {
+                Ok(library) => environment.push((pypi::SECURESYSTEMSLIB_VARIABLE, Some(library.into()))),
+                Err(error) => eprintln!("note: no securesystemslib: {error:#}"),
             }
         }
         let helper_tests = programs

@@ -203,6 +203,9 @@ pub struct LeafReport {
     /// The hub that is used in the place of that of its settings, until a new system changes these (`nats.embedded.hub`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_in_place: Option<HubInPlace>,
+    /// The public key of its statements about builds, as a line of a `.pub` file; absent if it makes none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance_key: Option<String>,
     /// The access of its own people at its embedded NATS server, which they keep while the hub is away; absent if it has no embedded
     /// server.
     #[serde(default, skip_serializing_if = "Option::is_none")]

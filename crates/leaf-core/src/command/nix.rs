@@ -10,6 +10,7 @@ use crate::id::{JobId, StorePath};
 use crate::job::{Installable, JobPhase};
 use crate::placement::demand::{Features, Priority};
 use crate::placement::offer::Offer;
+use crate::provenance::Envelope;
 
 commands! {
     "nix";
@@ -116,6 +117,15 @@ commands! {
         timeout_seconds: Option<u32>,
     } -> JobAccepted
 
+    /// Returns the leaf's signed statements about what built a store path: of the jobs that it remembers, newest first.
+    Attestations: ListAttestations = "attestations" {
+        kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
+        if_generation: Ignored, success: Answered, while_stuck: Answered,
+    } {
+        /// The store path.
+        path: StorePath,
+    } -> Attestations
+
     /// Asks the leaf what would come of a build. It changes nothing, and promises nothing.
     Offer: OfferBuild = "offer" {
         kind: Query, about: Leaf, needs: Nix, disk: Untouched, power: Reads,
@@ -185,4 +195,23 @@ pub struct JobAccepted {
     pub job: JobId,
     /// Its phase.
     pub phase: JobPhase,
+}
+
+/// A leaf's signed statements about what built a store path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Attestations {
+    /// The public key that the leaf signs with now, as a line of a `.pub` file; absent if it makes no statements.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// The statements, newest first: at most 8.
+    pub attestations: Vec<Attestation>,
+}
+
+/// A leaf's signed statement.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Attestation {
+    /// The job that it is about.
+    pub job: JobId,
+    /// The signed statement.
+    pub envelope: Envelope,
 }

@@ -71,6 +71,7 @@ fn brief(job: &Job) -> Job {
         None => {}
     }
     job.partial.clear();
+    job.attestation = None;
     job.explanation = job.explanation.map(|explanation| explanation.brief());
     job
 }

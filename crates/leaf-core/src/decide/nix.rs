@@ -5,13 +5,13 @@ use jiff::{SignedDuration, Timestamp};
 use super::job::{by_policy, check_queue, ended_before, queue, time_limit};
 use super::{Context, Decision, invalid, known, only};
 use crate::cause::Cause;
-use crate::command::nix::{Build, Command, JobAccepted};
-use crate::id::JobId;
+use crate::command::nix::{Attestation, Attestations, Build, Command, JobAccepted};
+use crate::id::{JobId, StorePath};
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
 use crate::job::{
-    BuildTask, CheckTask, EvalTask, GcTask, Installable, Job, JobPhase, PrintEnvTask, RootsTask, RunTask,
-    Task,
+    BuildTask, CheckTask, EvalTask, GcTask, Installable, Job, JobPhase, JobResult, PrintEnvTask, RootsTask,
+    RunTask, Task,
 };
 use crate::placement::JobKey;
 use crate::placement::demand::{Demand, check_features};
@@ -24,9 +24,12 @@ use crate::state::State;
 const EVAL_SECONDS: u32 = 60;
 /// The maximum number of systems that a build names.
 const MOST_SYSTEMS: usize = 8;
+/// The maximum number of statements in a reply.
+const MOST_ATTESTATIONS: usize = 8;
 
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
     let (task, demand) = match command {
+        Command::Attestations(c) => return Ok(only(known(&attestations(state, &c.path)))),
         Command::Offer(c) => return Ok(only(known(&offer(state, &c.build, context)))),
         Command::Build(c) => {
             let (task, demand) = build(c, context)?;
@@ -207,6 +210,7 @@ fn would(state: &State, task: &Task, demand: &Demand, context: &Context) -> (Ver
         error: None,
         explanation: None,
         partial: Vec::new(),
+        attestation: None,
     };
     let rules = &context.jobs;
     if let Some(why) = rules.waits_for(state, &job, context.in_places, context.now) {
@@ -233,4 +237,27 @@ fn offer(state: &State, c: &Build, context: &Context) -> Offer {
     };
     let (verdict, why) = decided.unwrap_or_else(|problem| (Verdict::Never, Some(problem.detail)));
     context.jobs.offer(state, verdict, why, context.pressure)
+}
+
+/// Returns the statements about what built a store path, newest first.
+fn attestations(state: &State, path: &StorePath) -> Attestations {
+    let built = |job: &&Job| match &job.result {
+        Some(JobResult::Build(result)) => {
+            let others = result.others.iter().flat_map(|other| other.outputs.values());
+            result.outputs.values().chain(others).any(|output| output == path)
+        }
+        _ => false,
+    };
+    let jobs = state.jobs.values().rev().filter(built);
+    let attested = jobs.filter_map(|job| {
+        Some(Attestation {
+            job: job.id,
+            envelope: job.attestation.clone()?,
+        })
+    });
+    let leaf = state.leaf.as_ref();
+    Attestations {
+        key: leaf.and_then(|leaf| leaf.provenance_key.clone()),
+        attestations: attested.take(MOST_ATTESTATIONS).collect(),
+    }
 }

@@ -16,6 +16,7 @@ use crate::job::{JobOutcome, Progress};
 use crate::moment::Moment;
 use crate::placement::pressure::Pressure;
 use crate::problem::Problem;
+use crate::provenance::Envelope;
 use crate::reconcile::container::StepsOutcome;
 use crate::signed::Provenance;
 
@@ -69,7 +70,14 @@ pub enum Input {
     /// A running job is done with Nix, and runs the program that it is for: it leaves its place to another job.
     JobRunsProgram(JobId),
     /// A job ended.
-    JobEnded(JobId, JobOutcome),
+    JobEnded {
+        /// The job.
+        id: JobId,
+        /// Its outcome.
+        outcome: JobOutcome,
+        /// The signed statement about what it built.
+        attestation: Option<Box<Envelope>>,
+    },
     /// The helper has made a change of a secret, or has not.
     SecretMade {
         /// The secret's name.

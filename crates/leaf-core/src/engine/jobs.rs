@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use crate::cause::Cause;
 use crate::decide::{after_job, needless_jobs};
-use crate::event::{Fact, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
+use crate::event::{Fact, JobAttested, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
 use crate::id::{Caller, JobId};
 use crate::job::{Explanation, Failure, FailureKind, Job, JobFailureCause, JobOutcome, JobPhase, Progress};
+use crate::provenance::Envelope;
 
 use super::Engine;
 use super::output::Effect;
@@ -132,7 +133,13 @@ impl Engine {
     }
 
     /// Records a job's outcome, and its consequence for the container that waits for it.
-    pub(super) fn job_ended(&mut self, turn: &mut Turn, id: JobId, outcome: JobOutcome) {
+    pub(super) fn job_ended(
+        &mut self,
+        turn: &mut Turn,
+        id: JobId,
+        outcome: JobOutcome,
+        attestation: Option<Box<Envelope>>,
+    ) {
         let Some(running) = self.jobs.0.remove(&id) else {
             return;
         };
@@ -178,8 +185,20 @@ impl Engine {
             }
         };
         let cause = self.cause_of_job(id);
-        self.record(turn, &cause, [fact].into_iter().chain(after));
+        self.record(turn, &cause, [fact]);
+        if let Some(envelope) = attestation {
+            self.attest(turn, &cause, id, *envelope);
+        }
+        self.record(turn, &cause, after);
         turn.may_start_jobs = true;
+    }
+
+    /// Records the statement about what a job built, if its event fits into a message.
+    fn attest(&mut self, turn: &mut Turn, cause: &Cause, id: JobId, envelope: Envelope) {
+        let fact = Fact::from(JobAttested { id, envelope });
+        if self.history.size_of(turn.time(), cause, &fact) <= self.history.max_event_bytes() {
+            self.record(turn, cause, [fact]);
+        }
     }
 
     fn cause_of_job(&self, id: JobId) -> Cause {

@@ -90,6 +90,8 @@ pub struct EngineSettings {
     pub labels: Labels,
     /// The leaf's capabilities.
     pub capabilities: Capabilities,
+    /// The public key of its statements about builds, as a line of a `.pub` file.
+    pub provenance_key: Option<String>,
     /// The limits at which commands are refused.
     pub limits: Limits,
     /// The network that containers' addresses are taken from.
@@ -224,7 +226,11 @@ impl Engine {
             Input::TimePassed => self.renew_credentials(turn),
             Input::JobProgressed(id, progress) => self.jobs.progressed(id, progress),
             Input::JobRunsProgram(id) => self.job_runs_program(turn, id),
-            Input::JobEnded(id, outcome) => self.job_ended(turn, id, outcome),
+            Input::JobEnded {
+                id,
+                outcome,
+                attestation,
+            } => self.job_ended(turn, id, outcome, attestation),
             Input::SecretMade { name, outcome } => self.secret_made(turn, &name, outcome),
             Input::SecretsObserved { moves, found } => self.secrets_seen(turn, moves, &found),
             Input::Changed { number, outcome } => self.changed(turn, number, outcome),
@@ -342,6 +348,7 @@ impl Engine {
             instance: self.settings.instance,
             version,
             host,
+            provenance_key: self.settings.provenance_key.clone(),
         })];
         if is_booted {
             facts.extend(after_boot(state));
@@ -461,6 +468,6 @@ fn changes_desired(fact: &ContainerFact) -> bool {
 fn ends_job(fact: &JobFact) -> bool {
     match fact {
         JobFact::Succeeded(_) | JobFact::Failed(_) | JobFact::Cancelled(_) | JobFact::Interrupted(_) => true,
-        JobFact::Queued(_) | JobFact::Started(_) => false,
+        JobFact::Queued(_) | JobFact::Started(_) | JobFact::Attested(_) => false,
     }
 }

@@ -51,6 +51,7 @@ impl Engine {
             credentials_until: self.credentials_until,
             change: self.changes.open(at.moment),
             hub_in_place: self.changes.hub_in_place(),
+            provenance_key: self.settings.provenance_key.clone(),
             local_access: self.local_access.clone(),
         }
     }

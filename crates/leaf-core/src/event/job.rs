@@ -4,6 +4,7 @@ use super::declare::facts;
 use crate::id::{Caller, JobId};
 use crate::job::{BuiltDerivation, Explanation, JobFailureCause, JobResult, Task};
 use crate::placement::demand::Demand;
+use crate::provenance::Envelope;
 
 facts! {
     JobFact of "job";
@@ -33,6 +34,14 @@ facts! {
         id: JobId,
         /// Its result.
         result: JobResult,
+    }
+
+    /// The leaf has signed a statement about what a job built.
+    Attested: JobAttested = "attested" v 1 about Job(id) {
+        /// The job's id.
+        id: JobId,
+        /// The signed statement.
+        envelope: Envelope,
     }
 
     /// A job failed.

@@ -22,6 +22,9 @@ facts! {
         version: String,
         /// The host that it runs on.
         host: HostFacts,
+        /// The public key of its statements about builds, as a line of a `.pub` file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        provenance_key: Option<String>,
     }
 
     /// An instance of `leafd` stopped in order.

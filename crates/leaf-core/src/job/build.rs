@@ -113,6 +113,9 @@ pub struct BuildResult {
     /// The NAR size of `store_path` alone, in bytes; unknown for a build by an older leafd.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nar_size_bytes: Option<u64>,
+    /// The SHA-256 of the NARs of the outputs, in hexadecimal, by the output's name; unknown for a build by an older leafd.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nar_sha256: BTreeMap<String, String>,
     /// The direct references of `store_path`, except itself, sorted.
     pub references: Vec<StorePath>,
     /// The number of further references, which were left out because the NATS server accepts only smaller messages.
@@ -146,6 +149,9 @@ pub struct BuiltDerivation {
     /// The NAR size of the closure of its main output, in bytes, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub closure_size_bytes: Option<u64>,
+    /// The SHA-256 of the NARs of the outputs, in hexadecimal, by the output's name, as far as they are known.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nar_sha256: BTreeMap<String, String>,
 }
 
 impl BuiltDerivation {

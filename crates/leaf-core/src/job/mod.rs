@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 use crate::placement::demand::Demand;
+use crate::provenance::Envelope;
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use check::{CheckResult, CheckTask};
@@ -80,6 +81,9 @@ pub struct Job {
     /// no more than fit into a message. No GC root holds them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub partial: Vec<BuiltDerivation>,
+    /// The signed statement about what it built.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attestation: Option<Envelope>,
 }
 
 impl Job {

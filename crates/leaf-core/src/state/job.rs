@@ -50,6 +50,7 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
                     error: None,
                     partial: Vec::new(),
                     explanation: None,
+                    attestation: None,
                 },
             );
             vec![Aggregate::Job(&f.id).key()]
@@ -65,6 +66,13 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
         JobFact::Succeeded(f) => end_job(state, f.id, now, JobPhase::Succeeded, |job| {
             job.result = Some(f.result.clone());
         }),
+        JobFact::Attested(f) => match state.jobs.get_mut(&f.id) {
+            Some(job) => {
+                job.attestation = Some(f.envelope.clone());
+                vec![Aggregate::Job(&f.id).key()]
+            }
+            None => Vec::new(),
+        },
         JobFact::Failed(f) => end_job(state, f.id, now, JobPhase::Failed, |job| {
             job.failure = Some(f.cause);
             job.error = Some(f.error.clone());

@@ -46,6 +46,9 @@ pub struct LeafState {
     /// The last change of which its events tell that its hub is not used any more.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hub_in_place_ended: Option<ChangeId>,
+    /// The public key of that instance's statements about builds, as a line of a `.pub` file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance_key: Option<String>,
 }
 
 /// A change that can cut the leaf off, as the leaf's events recorded it.
@@ -129,6 +132,7 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
                 labels,
                 changes,
                 hub_in_place_ended,
+                provenance_key: f.provenance_key.clone(),
             });
             vec![Aggregate::Leaf.key()]
         }

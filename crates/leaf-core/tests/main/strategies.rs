@@ -16,6 +16,7 @@ use leaf_core::job::*;
 use leaf_core::labels::Labels;
 use leaf_core::placement::demand::{Demand, Features, Priority};
 use leaf_core::placement::room::JobRules;
+use leaf_core::provenance::{Envelope, EnvelopeSignature, PAYLOAD_TYPE};
 use leaf_core::runtime::Runtime;
 use leaf_core::secret::{OnUnitChange, SecretUser};
 use leaf_core::spec::*;
@@ -295,12 +296,14 @@ pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
         built,
         origin: (built > 0).then_some(Origin::Built),
         nar_size_bytes: None,
+        nar_sha256: BTreeMap::default(),
         others: (0..built)
             .map(|_| BuiltDerivation {
                 derivation: Some(path.clone()),
                 outputs: BTreeMap::from([("dev".to_owned(), path.clone())]),
                 origin: Some(Origin::Substituted),
                 nar_size_bytes: Some(size),
+                nar_sha256: BTreeMap::default(),
                 closure_size_bytes: None,
             })
             .collect(),
@@ -396,6 +399,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     };
     let of_the_leaf = prop_oneof![
         (instance(), text).prop_map(move |(instance, version)| Fact::from(LeafStarted {
+            provenance_key: None,
             leaf: leaf(),
             instance,
             version,
@@ -489,6 +493,14 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
             })
         }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
+        1 => (job_id(), "[A-Za-z0-9+/]{0,8}").prop_map(|(id, payload)| Fact::from(JobAttested {
+            id,
+            envelope: Envelope {
+                payload_type: PAYLOAD_TYPE.to_owned(),
+                payload: payload.clone(),
+                signatures: vec![EnvelopeSignature { keyid: "SHA256:x".to_owned(), sig: payload }],
+            },
+        })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
         1 => (job_id(), "[ -~]{0,9}", any::<bool>()).prop_map(|(id, value, cached)| Fact::from(JobSucceeded {
             id,

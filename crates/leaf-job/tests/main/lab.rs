@@ -97,6 +97,7 @@ impl Talk {
             others: Vec::new(),
             origin: None,
             nar_size_bytes: None,
+            nar_sha256: BTreeMap::default(),
         })))
     }
 

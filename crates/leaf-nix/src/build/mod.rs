@@ -271,7 +271,7 @@ impl Build {
 
     fn path_info(&mut self) -> Result<Step, String> {
         self.stage = Stage::PathInfo;
-        let paths = self.listed().filter_map(BuiltDerivation::main_output);
+        let paths = self.listed().flat_map(|built| built.outputs.values());
         let arguments: Vec<&str> = ["--closure-size", "--"]
             .into_iter()
             .chain(paths.map(StorePath::as_str))
@@ -352,6 +352,10 @@ impl Build {
             let info = infos.of(built.main_output().ok_or(NO_OUTPUT)?)?;
             built.nar_size_bytes = info.nar_size_bytes;
             built.closure_size_bytes = Some(info.closure_size_bytes);
+            for (name, path) in &built.outputs {
+                let hash = infos.of(path)?.nar_sha256;
+                built.nar_sha256.extend(hash.map(|hash| (name.clone(), hash)));
+            }
             references.get_or_insert(info.references);
         }
         references.ok_or_else(|| NO_OUTPUT.to_owned())
@@ -367,6 +371,7 @@ impl Build {
             build_time_ms: u64::try_from(self.build_time.as_millis()).unwrap_or(u64::MAX),
             closure_size_bytes: first.closure_size_bytes.unwrap_or_default(),
             nar_size_bytes: first.nar_size_bytes,
+            nar_sha256: first.nar_sha256.clone(),
             references,
             references_left_out: 0,
             built: self.tracker.built(),

@@ -70,6 +70,7 @@ fn several_installables_are_one_job_with_origin_and_sizes_of_each() {
         origin: result.origin,
         nar_size_bytes: result.nar_size_bytes,
         closure_size_bytes: Some(result.closure_size_bytes),
+        nar_sha256: result.nar_sha256.clone(),
     };
     let mut all: Vec<(&str, Option<Origin>)> = Vec::new();
     for built in std::iter::once(&first).chain(&result.others) {
@@ -77,6 +78,10 @@ fn several_installables_are_one_job_with_origin_and_sizes_of_each() {
         let (nar, closure) = (built.nar_size_bytes, built.closure_size_bytes);
         let (nar, closure) = (nar.expect("its size"), closure.expect("its size"));
         assert!(nar > 0 && closure >= nar, "{built:?}");
+        assert_eq!(
+            built.nar_sha256.keys().collect::<Vec<_>>(),
+            built.outputs.keys().collect::<Vec<_>>()
+        );
         assert_eq!(closure > nar, short(&lab, path) == "two", "{built:?}");
         all.push((short(&lab, path), built.origin));
         assert!(

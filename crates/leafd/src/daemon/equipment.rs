@@ -15,6 +15,7 @@ use leaf_container::Containers;
 use leaf_core::error::chain;
 use leaf_core::host_op::HostOp;
 use leaf_core::id::{InstanceId, LeafName};
+use leaf_core::provenance::Builder;
 use leaf_core::runtime::Runtime;
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};
@@ -22,6 +23,7 @@ use leaf_host::contract::{HIDDEN_FROM_JOBS, HostPaths, JOBS_DIRECTORY};
 use leaf_job::{Jobs, Launch};
 use leaf_nix::Nix;
 
+use super::VERSION;
 use crate::container_users::{ContainerUsers, GivenUsers};
 use crate::given_nats::GivenNats;
 use crate::helper::HostHelper;
@@ -29,6 +31,7 @@ use crate::hub;
 use crate::job::JobHost;
 use crate::local_access::AccessFiles;
 use crate::programs;
+use crate::provenance::Attester;
 use crate::settings::{HELPER_SOCKET, NO_SIGNING_KEY, Settings, off_pool};
 use crate::steps::ContainerHost;
 
@@ -399,11 +402,20 @@ pub(super) async fn job_host(settings: &Settings, leaf: &LeafName) -> Result<Job
                 );
                 (own, BTreeSet::new())
             });
+            let builder = Builder {
+                leaf: leaf.clone(),
+                leafd: VERSION.to_owned(),
+                nix: version.text,
+            };
+            let attester = Attester::open(&settings.state_dir, builder)
+                .inspect_err(|error| tracing::error!(error = chain(error), "builds are not attested"))
+                .ok();
             Ok(JobHost {
                 jobs: Jobs::new(jobs),
                 nix,
                 system,
                 more_systems,
+                attester,
             })
         }
         Err(error) => {

@@ -418,6 +418,7 @@ fn engine(
         runtime: leaf_host::runtime::detect(),
         labels: settings.labels.clone(),
         capabilities: workers.capabilities(),
+        provenance_key: workers.provenance_key(),
         limits: Limits {
             backlog_bytes: settings.events.backlog_bytes,
             reserve_bytes: settings.events.reserve_bytes,

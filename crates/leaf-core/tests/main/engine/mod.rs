@@ -346,6 +346,7 @@ fn a_build_that_ends_during_steps_is_not_reverted_by_their_end() {
         others: Vec::new(),
         origin: None,
         nar_size_bytes: None,
+        nar_sha256: std::collections::BTreeMap::default(),
     });
     // First the job, then the steps for the limits.
     world.finish_work(0, Fate::Done, &Ok(result));

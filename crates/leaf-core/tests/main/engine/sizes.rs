@@ -150,6 +150,7 @@ fn the_result_and_the_error_of_a_job_are_shortened_to_what_the_server_accepts() 
             built: 1,
             origin: None,
             nar_size_bytes: None,
+            nar_sha256: BTreeMap::default(),
             others: (0..30_000)
                 .map(|n| BuiltDerivation {
                     derivation: None,

@@ -256,7 +256,11 @@ impl World {
         let id = self.running_jobs()[0];
         self.work
             .retain(|work| !matches!(work, Work::Job { job, .. } if job.id == id));
-        self.feed(Input::JobEnded(id, outcome));
+        self.feed(Input::JobEnded {
+            id,
+            outcome,
+            attestation: None,
+        });
     }
 
     /// Returns the types of all committed events.
@@ -599,6 +603,7 @@ fn engine(
         runtime: Runtime::Systemd,
         labels: labels_of_settings(),
         capabilities: capabilities.clone(),
+        provenance_key: None,
         limits: Limits {
             backlog_bytes: 1 << 30,
             reserve_bytes: RESERVE_BYTES,

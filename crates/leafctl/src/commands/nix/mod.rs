@@ -11,6 +11,7 @@ mod out_link;
 mod place;
 mod print_env;
 mod run;
+mod verify;
 mod why;
 
 commands! {
@@ -23,5 +24,6 @@ commands! {
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),
+    Verify(verify::Verify),
     Cancel(cancel::Cancel),
 }

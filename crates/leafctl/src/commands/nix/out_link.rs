@@ -102,6 +102,7 @@ mod tests {
             build_time_ms: 0,
             closure_size_bytes: 0,
             nar_size_bytes: None,
+            nar_sha256: BTreeMap::default(),
             references: Vec::new(),
             references_left_out: 0,
             built: 0,

@@ -29,6 +29,8 @@ mod newer;
 mod openpgp;
 #[path = "ctl/placing.rs"]
 mod placing;
+#[path = "ctl/provenance.rs"]
+mod provenance;
 #[path = "ctl/running.rs"]
 mod running;
 #[path = "ctl/secrets.rs"]
@@ -92,6 +94,8 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: builds for any leaf go where there is room, and the same one asked for twice at once goes to one leaf", &[Need::Nix], placing::spreads),
         host.trial("leafctl: a build for any leaf goes where its features and its system are, and waits there for them", &[Need::Nix], placing::by_what_it_takes),
         host.trial("leafctl: a build for any leaf is not held up by a leaf that hangs", &[Need::Nix], placing::where_one_hangs),
+        host.trial("leafctl: what a leaf has built is verified by its signed statement, by the right key alone", &[Need::Nix], provenance::verified),
+        host.trial("leafctl: the statement about a build is verified by another program", &[Need::Securesystemslib], provenance::by_another_program),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),
         host.trial("leafctl: labels of the settings and of commands add up, select leaves, and outlast restarts", &[], labels::kept),
         host.trial("leafctl: a secret is encrypted to a key that a person confirmed, listed and removed, and never printed", &[Need::Root], secrets::set_and_removed),

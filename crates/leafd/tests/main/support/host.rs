@@ -26,7 +26,12 @@ pub(crate) enum Need {
     Helper,
     /// A `leafd` with the cargo feature `openpgp`, named in [`OPENPGP_LEAFD`], and `gpg`.
     OpenPgp,
+    /// The Python library securesystemslib, named in [`SECURESYSTEMSLIB`].
+    Securesystemslib,
 }
+
+/// The variable that names the directory of securesystemslib, an implementation of DSSE that is not this project's.
+pub(crate) const SECURESYSTEMSLIB: &str = "CIM_LEAF_SECURESYSTEMSLIB";
 
 /// The variable that names a `leafd` with the cargo feature `openpgp`.
 pub(crate) const OPENPGP_LEAFD: &str = "CIM_LEAF_OPENPGP_LEAFD";
@@ -44,6 +49,7 @@ pub(crate) struct Host {
     hub_agent: Option<String>,
     helper: Option<String>,
     openpgp: Option<String>,
+    securesystemslib: Option<String>,
 }
 
 /// The longest that a test may take, unless it says otherwise.
@@ -74,6 +80,14 @@ impl Host {
         } else {
             (!runs("gpg")).then(|| "needs gpg".to_owned())
         };
+        let securesystemslib =
+            if std::env::var_os(SECURESYSTEMSLIB).is_none_or(|library| !Path::new(&library).is_dir()) {
+                Some(format!(
+                    "needs the Python library securesystemslib, named in {SECURESYSTEMSLIB}"
+                ))
+            } else {
+                nix.clone()
+            };
         let hub_agent = (!hub_agent().is_file())
             .then(|| format!("needs {} (cargo build -p leaf-hub)", hub_agent().display()));
         let helper = (!helper().is_file())
@@ -82,6 +96,7 @@ impl Host {
             helper,
             hub_agent,
             openpgp,
+            securesystemslib,
             old_leafd,
             nats: nats.map(|error| format!("needs nats-server: {error}")),
             root,
@@ -101,6 +116,7 @@ impl Host {
             &self.hub_agent,
             &self.helper,
             &self.openpgp,
+            &self.securesystemslib,
         ]
         .into_iter()
         .flatten()
@@ -119,6 +135,7 @@ impl Host {
             Need::HubAgent => self.hub_agent.as_ref(),
             Need::Helper => self.helper.as_ref(),
             Need::OpenPgp => self.openpgp.as_ref(),
+            Need::Securesystemslib => self.securesystemslib.as_ref(),
         }
     }
 

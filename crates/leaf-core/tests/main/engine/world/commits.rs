@@ -190,7 +190,11 @@ impl World {
                     (false, Ok(result)) => JobOutcome::Succeeded(result.clone()),
                     (false, Err(why)) => JobOutcome::Failed(why.clone().into()),
                 };
-                Input::JobEnded(job.id, outcome)
+                Input::JobEnded {
+                    id: job.id,
+                    outcome,
+                    attestation: None,
+                }
             }
             Work::Scan { rescan } => Input::HardwareScanned {
                 scanned: Ok(self.inventory.clone()),

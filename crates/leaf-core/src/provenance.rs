@@ -1,0 +1,183 @@
+//! Provenance: a leaf's signed statement about what it built. docs/provenance.md is the contract.
+//!
+//! The statement and the text that is signed are made here; `leaf-trust` signs and verifies.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::id::{LeafName, StorePath};
+use crate::job::{BuildResult, Job, Origin, Task};
+
+/// The type of the payload of an envelope.
+pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
+/// The type of a statement: in-toto Statement v1.
+pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
+/// The type of its predicate: SLSA provenance v1.
+pub const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
+/// The type of the builds that a leaf attests.
+pub const BUILD_TYPE: &str = "urn:cim-leaf:nix-build:v1";
+
+/// A DSSE envelope (<https://github.com/secure-systems-lab/dsse/blob/master/envelope.md>).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Envelope {
+    /// The type of the payload: `application/vnd.in-toto+json`.
+    pub payload_type: String,
+    /// The statement, in base64.
+    pub payload: String,
+    /// The signatures: one.
+    pub signatures: Vec<EnvelopeSignature>,
+}
+
+/// A signature of an envelope.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct EnvelopeSignature {
+    /// The fingerprint of the key, as `ssh-keygen -l` prints it: `SHA256:…`.
+    pub keyid: String,
+    /// The Ed25519 signature over the [text that is signed](signed_text), in base64.
+    pub sig: String,
+}
+
+/// The programs that carried out a build.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Builder {
+    /// The leaf.
+    pub leaf: LeafName,
+    /// The version of leafd.
+    pub leafd: String,
+    /// The version of Nix.
+    pub nix: String,
+}
+
+/// Returns the text that is signed: DSSE's pre-authentication encoding.
+#[must_use]
+pub fn signed_text(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+    let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
+    [head.as_bytes(), payload].concat()
+}
+
+/// Returns the statement about what a job built, as JSON; `None` if it built nothing whose hash is known.
+#[must_use]
+pub fn statement(job: &Job, result: &BuildResult, builder: &Builder, ended_at: Timestamp) -> Option<Value> {
+    let Task::Build(task) = &job.task else { return None };
+    let first = (
+        result.origin,
+        result.derivation.as_ref(),
+        &result.outputs,
+        &result.nar_sha256,
+    );
+    let others = result.others.iter().map(|built| {
+        (
+            built.origin,
+            built.derivation.as_ref(),
+            &built.outputs,
+            &built.nar_sha256,
+        )
+    });
+    let mut subjects: BTreeMap<&StorePath, &String> = BTreeMap::new();
+    let mut derivations = Vec::new();
+    for (origin, derivation, outputs, hashes) in std::iter::once(first).chain(others) {
+        if origin != Some(Origin::Built) {
+            continue;
+        }
+        let hashed = outputs
+            .iter()
+            .filter_map(|(name, path)| Some((path, hashes.get(name)?)));
+        let before = subjects.len();
+        subjects.extend(hashed);
+        if subjects.len() > before {
+            derivations.extend(derivation.map(|path| json!({ "uri": format!("nix:{path}") })));
+        }
+    }
+    if subjects.is_empty() {
+        return None;
+    }
+    let subject: Vec<Value> = subjects
+        .into_iter()
+        .map(|(path, hash)| json!({ "name": path, "digest": { "sha256": hash } }))
+        .collect();
+    Some(json!({
+        "_type": STATEMENT_TYPE,
+        "subject": subject,
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "buildDefinition": {
+                "buildType": BUILD_TYPE,
+                "externalParameters": {
+                    "installables": task.all().collect::<Vec<_>>(),
+                    "keepGoing": task.keep_going,
+                    "impure": task.impure,
+                    "caller": job.owner,
+                },
+                "resolvedDependencies": derivations,
+            },
+            "runDetails": {
+                "builder": {
+                    "id": format!("urn:cim-leaf:leaf:{}", builder.leaf),
+                    "version": { "leafd": builder.leafd, "nix": builder.nix },
+                },
+                "metadata": {
+                    "invocationId": job.id,
+                    "startedOn": job.started_at,
+                    "finishedOn": ended_at,
+                },
+            },
+        },
+    }))
+}
+
+/// A statement, as far as a verifier needs it. Others than a leaf's may have more.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Statement {
+    /// Its type.
+    #[serde(rename = "_type")]
+    pub kind: String,
+    /// What it is about.
+    pub subject: Vec<Subject>,
+    /// The type of the predicate.
+    pub predicate_type: String,
+    /// The predicate.
+    pub predicate: Value,
+}
+
+/// What a statement is about.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Subject {
+    /// Its name: a store path.
+    pub name: String,
+    /// Its digests by algorithm, in hexadecimal.
+    pub digest: BTreeMap<String, String>,
+}
+
+impl Statement {
+    /// Reads a verified payload.
+    ///
+    /// # Errors
+    /// The reason why it is no statement of provenance that this version knows.
+    pub fn parse(payload: &[u8]) -> Result<Self, String> {
+        let statement: Self = serde_json::from_slice(payload)
+            .map_err(|error| format!("it is no in-toto statement: {error}"))?;
+        if statement.kind != STATEMENT_TYPE {
+            return Err(format!("it is no {STATEMENT_TYPE}"));
+        }
+        if statement.predicate_type != PREDICATE_TYPE {
+            return Err(format!("its predicate is no {PREDICATE_TYPE}"));
+        }
+        Ok(statement)
+    }
+
+    /// Returns the SHA-256 of the NAR of a store path that it is about, in hexadecimal.
+    #[must_use]
+    pub fn nar_sha256(&self, path: &StorePath) -> Option<&str> {
+        let subject = self
+            .subject
+            .iter()
+            .find(|subject| subject.name == path.as_str())?;
+        subject.digest.get("sha256").map(String::as_str)
+    }
+}
