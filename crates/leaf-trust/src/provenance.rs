@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use data_encoding::BASE64;
-use leaf_core::provenance::{Envelope, EnvelopeSignature, PAYLOAD_TYPE, Statement, signed_text};
+use leaf_core::provenance::envelope::{Envelope, EnvelopeSignature, PAYLOAD_TYPE, signed_text};
+use leaf_core::provenance::statement::Statement;
 use ssh_encoding::LineEnding;
 use ssh_key::private::Ed25519Keypair;
 use ssh_key::{Algorithm, HashAlg, PrivateKey, PublicKey, Signature};

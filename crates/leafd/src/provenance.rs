@@ -9,7 +9,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use leaf_core::error::chain;
 use leaf_core::job::{Job, JobOutcome, JobResult};
-use leaf_core::provenance::{self, Builder, Envelope};
+use leaf_core::provenance::envelope::Envelope;
+use leaf_core::provenance::statement::{Builder, statement};
 use leaf_host::files;
 use leaf_trust::provenance::{ProvenanceKey, ProvenanceKeyError, SEED_BYTES};
 use rustix::rand::{GetRandomFlags, getrandom};
@@ -105,7 +106,7 @@ impl Attester {
         let JobOutcome::Succeeded(JobResult::Build(result)) = outcome else {
             return None;
         };
-        let statement = provenance::statement(job, result, &self.builder, Timestamp::now())?;
+        let statement = statement(job, result, &self.builder, Timestamp::now())?;
         let signed = self.key.sign(statement.to_string().as_bytes());
         signed
             .inspect_err(

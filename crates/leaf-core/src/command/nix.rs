@@ -10,7 +10,7 @@ use crate::id::{JobId, StorePath};
 use crate::job::{Installable, JobPhase};
 use crate::placement::demand::{Features, Priority};
 use crate::placement::offer::Offer;
-use crate::provenance::Envelope;
+use crate::provenance::envelope::Envelope;
 
 commands! {
     "nix";

@@ -16,7 +16,7 @@ use crate::job::{JobOutcome, Progress};
 use crate::moment::Moment;
 use crate::placement::pressure::Pressure;
 use crate::problem::Problem;
-use crate::provenance::Envelope;
+use crate::provenance::envelope::Envelope;
 use crate::reconcile::container::StepsOutcome;
 use crate::signed::Provenance;
 

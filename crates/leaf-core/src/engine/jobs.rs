@@ -7,7 +7,7 @@ use crate::decide::{after_job, needless_jobs};
 use crate::event::{Fact, JobAttested, JobCancelled, JobFailed, JobInterrupted, JobStarted, JobSucceeded};
 use crate::id::{Caller, JobId};
 use crate::job::{Explanation, Failure, FailureKind, Job, JobFailureCause, JobOutcome, JobPhase, Progress};
-use crate::provenance::Envelope;
+use crate::provenance::envelope::Envelope;
 
 use super::Engine;
 use super::output::Effect;

@@ -4,7 +4,7 @@ use super::declare::facts;
 use crate::id::{Caller, JobId};
 use crate::job::{BuiltDerivation, Explanation, JobFailureCause, JobResult, Task};
 use crate::placement::demand::Demand;
-use crate::provenance::Envelope;
+use crate::provenance::envelope::Envelope;
 
 facts! {
     JobFact of "job";

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 use crate::placement::demand::Demand;
-use crate::provenance::Envelope;
+use crate::provenance::envelope::Envelope;
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use check::{CheckResult, CheckTask};

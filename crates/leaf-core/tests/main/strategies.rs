@@ -16,7 +16,7 @@ use leaf_core::job::*;
 use leaf_core::labels::Labels;
 use leaf_core::placement::demand::{Demand, Features, Priority};
 use leaf_core::placement::room::JobRules;
-use leaf_core::provenance::{Envelope, EnvelopeSignature, PAYLOAD_TYPE};
+use leaf_core::provenance::envelope::{Envelope, EnvelopeSignature, PAYLOAD_TYPE};
 use leaf_core::runtime::Runtime;
 use leaf_core::secret::{OnUnitChange, SecretUser};
 use leaf_core::spec::*;

@@ -15,7 +15,7 @@ use leaf_container::Containers;
 use leaf_core::error::chain;
 use leaf_core::host_op::HostOp;
 use leaf_core::id::{InstanceId, LeafName};
-use leaf_core::provenance::Builder;
+use leaf_core::provenance::statement::Builder;
 use leaf_core::runtime::Runtime;
 use leaf_core::subject;
 use leaf_helper::{Client, Helper};

@@ -5,7 +5,7 @@ use leaf_core::command::{Attestation, Attestations, ListAttestations};
 use leaf_core::id::{JobId, LeafName, StorePath};
 use leaf_core::printable::printable_line;
 use leaf_core::problem::{Problem, ProblemCode};
-use leaf_core::provenance::Statement;
+use leaf_core::provenance::statement::Statement;
 use leaf_trust::provenance::ProvenancePublicKey;
 use serde::Serialize;
 use serde_json::Value;

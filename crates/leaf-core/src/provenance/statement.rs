@@ -1,46 +1,20 @@
-//! Provenance: a leaf's signed statement about what it built. docs/provenance.md is the contract.
-//!
-//! The statement and the text that is signed are made here; `leaf-trust` signs and verifies.
+//! The statement about what a job built: in-toto Statement v1 with SLSA provenance v1.
 
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::id::{LeafName, StorePath};
 use crate::job::{BuildResult, Job, Origin, Task};
 
-/// The type of the payload of an envelope.
-pub const PAYLOAD_TYPE: &str = "application/vnd.in-toto+json";
 /// The type of a statement: in-toto Statement v1.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
 /// The type of its predicate: SLSA provenance v1.
 pub const PREDICATE_TYPE: &str = "https://slsa.dev/provenance/v1";
 /// The type of the builds that a leaf attests.
 pub const BUILD_TYPE: &str = "urn:cim-leaf:nix-build:v1";
-
-/// A DSSE envelope (<https://github.com/secure-systems-lab/dsse/blob/master/envelope.md>).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Envelope {
-    /// The type of the payload: `application/vnd.in-toto+json`.
-    pub payload_type: String,
-    /// The statement, in base64.
-    pub payload: String,
-    /// The signatures: one.
-    pub signatures: Vec<EnvelopeSignature>,
-}
-
-/// A signature of an envelope.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct EnvelopeSignature {
-    /// The fingerprint of the key, as `ssh-keygen -l` prints it: `SHA256:…`.
-    pub keyid: String,
-    /// The Ed25519 signature over the [text that is signed](signed_text), in base64.
-    pub sig: String,
-}
 
 /// The programs that carried out a build.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,13 +25,6 @@ pub struct Builder {
     pub leafd: String,
     /// The version of Nix.
     pub nix: String,
-}
-
-/// Returns the text that is signed: DSSE's pre-authentication encoding.
-#[must_use]
-pub fn signed_text(payload_type: &str, payload: &[u8]) -> Vec<u8> {
-    let head = format!("DSSEv1 {} {payload_type} {} ", payload_type.len(), payload.len());
-    [head.as_bytes(), payload].concat()
 }
 
 /// Returns the statement about what a job built, as JSON; `None` if it built nothing whose hash is known.
