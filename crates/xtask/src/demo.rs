@@ -117,6 +117,17 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
     leaf.step(&["--timeout", "5m", "nix", "build", "--file", file])?;
     leaf.step(&["nix", "jobs"])?;
 
+    title("Who built it, from what: signed by the leaf, and checked");
+    let jobs = leaf.ask(&["nix", "jobs"])?;
+    let built = find(&jobs, "store_path")
+        .and_then(Value::as_str)
+        .context("no job has a result with a store path")?
+        .to_owned();
+    leaf.step(&["nix", "verify", &built])?;
+
+    title("A value, evaluated without building anything");
+    leaf.step(&["nix", "eval", "--file", file, "name"])?;
+
     title("The events of all these steps");
     leaf.step(&["events"])?;
     expect_whole_history(leaf)
@@ -173,6 +184,7 @@ fn expect_whole_history(leaf: &Shown) -> Result<()> {
         "container.stopped",
         "container.destroyed",
         "job.succeeded",
+        "job.attested",
     ] {
         let kind = format!("cim.leaf.{kind}.v1");
         ensure!(
