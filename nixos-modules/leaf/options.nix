@@ -424,6 +424,16 @@ in
         description = "How much address space an evaluation may have, in MiB. One that needs more fails, and says so.";
       };
 
+      minFreeBytes = mkOption {
+        type = types.ints.unsigned;
+        default = 268435456;
+        example = 10737418240;
+        description = ''
+          How much of the disk of the Nix store is kept free, in bytes. With less, the leaf refuses builds and evaluations, and makes no
+          offers; 0 turns that off.
+        '';
+      };
+
       policy = {
         unlockedReferences = mkOption {
           type = types.bool;

@@ -81,6 +81,7 @@ in
     max_queued_jobs = cfg.nix.maxQueuedJobs;
     timeout_seconds = cfg.nix.timeoutSeconds;
     eval_memory_mib = cfg.nix.evalMemoryMib;
+    min_free_bytes = cfg.nix.minFreeBytes;
     features = if cfg.nix.features == { } then null else cfg.nix.features;
     room = {
       cpu_percent = cfg.nix.room.cpuPercent;

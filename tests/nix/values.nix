@@ -60,6 +60,7 @@
     maxQueuedJobs = 100;
     timeoutSeconds = 7200;
     evalMemoryMib = 4096;
+    minFreeBytes = 268435456;
     policy = {
       unlockedReferences = true;
       impure = false;

@@ -1,6 +1,7 @@
 //! The shell around the [`Engine`]: passes in the tasks' inputs, commits the records, and carries out their effects.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -38,6 +39,8 @@ const TICK: Duration = Duration::from_secs(10);
 
 /// How old the free disk space may be that a query tells. A change gets it read again.
 const FREE_SPACE_LASTS: Duration = Duration::from_millis(100);
+/// How old it may be for any other input.
+const STORE_SPACE_LASTS: Duration = Duration::from_secs(1);
 
 /// How many inputs are handled at once: a look at everything that may wake the main loop costs as much as a query.
 const AT_ONCE: usize = 32;
@@ -54,6 +57,9 @@ pub struct MainLoop {
     /// The free space of the journal's disk, as last read, and when.
     free_bytes: FreeSpace,
     free_bytes_at: Moment,
+    store_free_bytes: Option<u64>,
+    /// The directory of the Nix store.
+    store: PathBuf,
     was_refusing: bool,
     repeats: Repeats,
     /// Whether commands that come from no hub come from clients of the leaf's own server.
@@ -85,6 +91,7 @@ impl MainLoop {
         workers: Workers,
         clock: Clock,
         has_own_server: bool,
+        store: PathBuf,
     ) -> Self {
         Self {
             engine,
@@ -96,6 +103,8 @@ impl MainLoop {
             clock,
             free_bytes: FreeSpace::default(),
             free_bytes_at: Moment::default(),
+            store_free_bytes: None,
+            store,
             was_refusing: false,
             repeats: Repeats::within(COMMANDS_KEPT),
             has_own_server,
@@ -189,6 +198,8 @@ impl MainLoop {
             _ => {}
         }
         self.was_refusing = problem.is_some();
+        // The engine tells of the store's disk with any input.
+        self.feed(Input::TimePassed);
         self.mirror();
         let before = self.repeats.begin(Timestamp::now(), self.clock.now());
         self.workers.housekeep(&self.journal, before);
@@ -259,6 +270,7 @@ impl MainLoop {
             Ok(bytes) => FreeSpace::Bytes(bytes),
             Err(error) => FreeSpace::Unknown(error.to_string()),
         };
+        self.store_free_bytes = leaf_nix::gc::free_bytes(&self.store).ok();
         self.free_bytes_at = self.clock.now();
     }
 
@@ -271,6 +283,7 @@ impl MainLoop {
             full_since,
             queued_bytes: self.journal.queued_bytes() as u64,
             free_bytes: self.free_bytes.clone(),
+            store_free_bytes: self.store_free_bytes,
             durable_sequence: self.journal.last_sequence(),
             committed: self.commits.count(),
             max_message_bytes: self.workers.max_message_bytes(),
@@ -279,6 +292,9 @@ impl MainLoop {
     }
 
     fn feed(&mut self, input: Input) {
+        if self.clock.now().since(self.free_bytes_at) > STORE_SPACE_LASTS {
+            self.read_free_space();
+        }
         let mut conditions = self.conditions();
         if input.depends_on_pressure() {
             conditions.pressure = pressure::read();

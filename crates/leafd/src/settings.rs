@@ -181,6 +181,8 @@ pub struct Nix {
     pub room: PressureLimits,
     /// Nix settings for every job, passed as `--option NAME VALUE`.
     pub options: BTreeMap<String, String>,
+    /// The space of the store's disk that is kept free, in bytes: with less, builds are refused.
+    pub min_free_bytes: u64,
     /// What callers may build and evaluate.
     pub policy: NixPolicy,
     /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. By default it
@@ -200,6 +202,7 @@ impl Default for Nix {
             features: Features::new(),
             room: PressureLimits::default(),
             options: BTreeMap::new(),
+            min_free_bytes: 256 << 20,
             policy: NixPolicy::default(),
             by_helper: None,
         }

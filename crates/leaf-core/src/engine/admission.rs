@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use crate::command::{Command, CommandKind, Declaration, Disk, Need, WhileStuck};
+use crate::event::{LeafFact, LeafStoreFilled, LeafStoreHasRoom};
 use crate::problem::{Problem, ProblemCode};
 
 use super::input::{Conditions, FreeSpace};
@@ -20,6 +21,8 @@ pub struct Limits {
     pub backlog_bytes: u64,
     /// The disk space kept in reserve, in bytes.
     pub reserve_bytes: u64,
+    /// The space of the Nix store's disk that is kept free, in bytes: with less, builds are refused.
+    pub store_kept_bytes: u64,
 }
 
 /// The capabilities of this leaf, which depend on its host.
@@ -111,7 +114,40 @@ impl Admission {
                 self.refuses_changes(conditions)
             }
         };
-        refused.or_else(|| self.lacks(declaration))
+        let of_store = || {
+            let builds = declaration.need == Need::Nix && declaration.disk == Disk::Takes;
+            self.store_is_full(conditions).filter(|_| builds)
+        };
+        refused.or_else(|| self.lacks(declaration)).or_else(of_store)
+    }
+
+    /// Returns the problem for which builds are refused if the disk of the store is too full.
+    pub(super) fn store_is_full(&self, conditions: &Conditions) -> Option<Problem> {
+        let (kept, free) = (self.limits.store_kept_bytes, conditions.store_free_bytes?);
+        (free < kept).then(|| {
+            let detail = format!(
+                "the disk of the Nix store has {free} bytes left, and nix.min_free_bytes keeps {kept} of them; free some, such as with \
+                 `leafctl nix gc`, then the leaf continues by itself"
+            );
+            Problem::new(ProblemCode::DiskFull, detail)
+        })
+    }
+
+    /// Returns what there is to say of the store's disk, if it was said last whether it is full: it is so below what is kept,
+    /// and has room again an eighth above that.
+    pub(super) fn news_of_store(&self, conditions: &Conditions, was_full: bool) -> Option<LeafFact> {
+        let (kept_bytes, free_bytes) = (self.limits.store_kept_bytes, conditions.store_free_bytes?);
+        if !was_full && free_bytes < kept_bytes {
+            return Some(LeafFact::StoreFilled(LeafStoreFilled {
+                free_bytes,
+                kept_bytes,
+            }));
+        }
+        let has_room = free_bytes >= kept_bytes.saturating_add(kept_bytes / 8);
+        (was_full && has_room).then_some(LeafFact::StoreHasRoom(LeafStoreHasRoom {
+            free_bytes,
+            kept_bytes,
+        }))
     }
 
     /// Returns the problem if this leaf lacks what the command needs.

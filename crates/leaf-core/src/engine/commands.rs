@@ -162,7 +162,9 @@ impl Engine {
             in_use: turn.at.in_use.clone(),
             jobs: Arc::clone(&self.settings.jobs),
             pressure: turn.at.conditions.pressure,
-            refusing: self.refuses(&turn.at.conditions),
+            refusing: self
+                .refuses(&turn.at.conditions)
+                .or_else(|| self.admission.store_is_full(&turn.at.conditions)),
             in_places: self.jobs.in_places(),
             nix_policy: self.settings.nix_policy.clone(),
         }

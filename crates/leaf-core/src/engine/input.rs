@@ -215,6 +215,8 @@ pub struct Conditions {
     pub queued_bytes: u64,
     /// The free space of the journal's disk, in bytes, or the reason why it is unknown.
     pub free_bytes: FreeSpace,
+    /// The free space of the Nix store's disk, in bytes, if it is known.
+    pub store_free_bytes: Option<u64>,
     /// The last sequence number that is durable.
     pub durable_sequence: u64,
     /// The number of the engine's [records](super::Record) that are durable, so that their effects were released.

@@ -207,8 +207,21 @@ impl Engine {
         }
         let mut turn = Turn::new(at, self.recorded + 1);
         self.take_input(&mut turn, input);
+        self.tell_of_store(&mut turn);
         self.follow_up(&mut turn);
         self.outputs(turn)
+    }
+
+    /// Records that the disk of the store has filled, or has room again.
+    fn tell_of_store(&mut self, turn: &mut Turn) {
+        let conditions = &turn.at.conditions;
+        let was_full = self.state().leaf.as_ref().map(|leaf| leaf.store_filled);
+        let news = was_full.and_then(|was_full| self.admission.news_of_store(conditions, was_full));
+        if let Some(news) = news
+            && Admission::cannot_keep(conditions).is_none()
+        {
+            self.record(turn, &Cause::default(), [Fact::Leaf(news)]);
+        }
     }
 
     fn take_input(&mut self, turn: &mut Turn, input: Input) {

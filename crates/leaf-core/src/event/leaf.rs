@@ -98,6 +98,22 @@ facts! {
         why: Option<String>,
     }
 
+    /// The disk of the Nix store has less free space than the leaf keeps: builds are refused.
+    StoreFilled: LeafStoreFilled = "store_filled" v 1 about Leaf {
+        /// The free space, in bytes.
+        free_bytes: u64,
+        /// The free space that is kept, in bytes (`nix.min_free_bytes`).
+        kept_bytes: u64,
+    }
+
+    /// The disk of the Nix store has room again: builds are accepted.
+    StoreHasRoom: LeafStoreHasRoom = "store_has_room" v 1 about Leaf {
+        /// The free space, in bytes.
+        free_bytes: u64,
+        /// The free space that is kept, in bytes (`nix.min_free_bytes`).
+        kept_bytes: u64,
+    }
+
     /// The leaf's settings name another hub than when a change put one into its place: that of the settings is used again.
     HubInPlaceEnded: LeafHubInPlaceEnded = "hub_in_place_ended" v 1 about Leaf {
         /// The change that had put it there.

@@ -49,6 +49,9 @@ pub struct LeafState {
     /// The public key of that instance's statements about builds, as a line of a `.pub` file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance_key: Option<String>,
+    /// Whether its events tell that the disk of the Nix store has too little room for builds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub store_filled: bool,
 }
 
 /// A change that can cut the leaf off, as the leaf's events recorded it.
@@ -119,6 +122,7 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
     match fact {
         LeafFact::Started(f) => {
             let before = state.leaf.take();
+            let store_filled = before.as_ref().is_some_and(|before| before.store_filled);
             let (labels, changes, hub_in_place_ended) = before
                 .map(|before| (before.labels, before.changes, before.hub_in_place_ended))
                 .unwrap_or_default();
@@ -133,6 +137,7 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
                 changes,
                 hub_in_place_ended,
                 provenance_key: f.provenance_key.clone(),
+                store_filled,
             });
             vec![Aggregate::Leaf.key()]
         }
@@ -156,6 +161,13 @@ pub(super) fn apply(state: &mut State, fact: &LeafFact, event: &Event) -> Vec<St
         LeafFact::HubInPlaceEnded(f) => match &mut state.leaf {
             Some(leaf) => {
                 leaf.hub_in_place_ended = Some(f.change);
+                vec![Aggregate::Leaf.key()]
+            }
+            None => Vec::new(),
+        },
+        LeafFact::StoreFilled(_) | LeafFact::StoreHasRoom(_) => match &mut state.leaf {
+            Some(leaf) => {
+                leaf.store_filled = matches!(fact, LeafFact::StoreFilled(_));
                 vec![Aggregate::Leaf.key()]
             }
             None => Vec::new(),

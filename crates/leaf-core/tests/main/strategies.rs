@@ -407,6 +407,16 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         })),
         (instance(), text).prop_map(|(instance, reason)| Fact::from(LeafStopped { instance, reason })),
         (caller(), labels()).prop_map(|(caller, labels)| Fact::from(LeafLabelled { caller, labels })),
+        (any::<bool>(), any::<u64>()).prop_map(|(is_full, free_bytes)| match is_full {
+            true => Fact::from(LeafStoreFilled {
+                free_bytes,
+                kept_bytes: 800
+            }),
+            false => Fact::from(LeafStoreHasRoom {
+                free_bytes,
+                kept_bytes: 800
+            }),
+        }),
         change_fact(),
         snapshot().prop_map(Fact::from),
         unknown_fact(),

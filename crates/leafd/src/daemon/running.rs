@@ -1,5 +1,6 @@
 //! The last part of the start: the main loop, its workers and the tasks around it; and their end.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -146,7 +147,14 @@ impl Running {
             leaf, host, journal, ..
         } = store;
         let has_own_server = server_process.is_some();
-        let mut main_loop = MainLoop::new(engine, journal.clone(), workers, clock, has_own_server);
+        let mut main_loop = MainLoop::new(
+            engine,
+            journal.clone(),
+            workers,
+            clock,
+            has_own_server,
+            nix_store(settings),
+        );
         main_loop.begin(VERSION, host);
 
         let mut tasks = Tasks::default();
@@ -397,6 +405,14 @@ async fn supervisor_exit(process: &mut Option<EmbeddedServer>) {
     }
 }
 
+/// Returns a directory on the disk of the Nix store.
+fn nix_store(settings: &Settings) -> PathBuf {
+    match settings.nix.options.get("store") {
+        Some(root) if root.starts_with('/') => root.into(),
+        _ => "/nix/store".into(),
+    }
+}
+
 /// Returns the engine that continues from what the journal holds.
 fn engine(
     settings: &Settings,
@@ -422,6 +438,7 @@ fn engine(
         limits: Limits {
             backlog_bytes: settings.events.backlog_bytes,
             reserve_bytes: settings.events.reserve_bytes,
+            store_kept_bytes: settings.nix.min_free_bytes,
         },
         pool: settings.containers.address_pool,
         jobs: Arc::new(JobRules {

@@ -287,3 +287,50 @@ fn a_leaf_that_can_run_no_containers_or_jobs_says_why_in_its_report_as_in_its_re
     }]);
     assert_eq!(Some(refused(&mut world, build).detail), shown.no_nix_jobs);
 }
+
+#[test]
+fn a_full_disk_of_the_store_refuses_builds_and_says_so_once_until_it_has_room_again() {
+    const FILLED: &str = "cim.leaf.leaf.store_filled.v1";
+    const HAS_ROOM: &str = "cim.leaf.leaf.store_has_room.v1";
+    let told = |world: &World| {
+        let mut kinds = world.kinds();
+        kinds.retain(|kind| kind.contains(".store_"));
+        kinds
+    };
+    let mut world = world();
+    // 800 are kept.
+    world.store_free_bytes = Some(799);
+    for _ in 0..2 {
+        let problem = refused(
+            &mut world,
+            Build::of([Installable::Template {
+                name: "minimal".to_owned(),
+            }]),
+        );
+        assert_eq!(problem.code, ProblemCode::DiskFull);
+        assert!(
+            problem.detail.contains("nix.min_free_bytes keeps 800"),
+            "{}",
+            problem.detail
+        );
+    }
+    assert_eq!(told(&world), [FILLED]);
+    let gc = Gc {
+        dry_run: false,
+        older_than_seconds: None,
+        free_bytes: None,
+        timeout_seconds: None,
+    };
+    call(&mut world, gc).expect("answered").expect("accepted");
+    // A restart forgets nothing of it.
+    world.crash(Fate::Done, false);
+    world.commit(usize::MAX);
+    assert_eq!(told(&world), [FILLED]);
+    // Builds are accepted, but there is not yet so much room that it is said.
+    world.store_free_bytes = Some(899);
+    build(&mut world);
+    assert_eq!(told(&world), [FILLED]);
+    world.store_free_bytes = Some(900);
+    build(&mut world);
+    assert_eq!(told(&world), [FILLED, HAS_ROOM]);
+}

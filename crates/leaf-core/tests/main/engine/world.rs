@@ -116,6 +116,7 @@ pub(super) struct World {
     boots: u64,
     pub(super) disk_is_full: bool,
     pub(super) disk_is_low: bool,
+    pub(super) store_free_bytes: Option<u64>,
     /// The largest message that the NATS server accepts.
     pub(super) max_message_bytes: Option<usize>,
     /// What its settings say that it has.
@@ -170,6 +171,7 @@ impl World {
             boots: 1,
             disk_is_full: false,
             disk_is_low: false,
+            store_free_bytes: None,
             max_message_bytes: None,
             features,
             pressure: None,
@@ -295,6 +297,7 @@ impl World {
             } else {
                 1 << 30
             }),
+            store_free_bytes: self.store_free_bytes,
             durable_sequence: self.journal.replayed.sequence,
             committed: self.committed,
             max_message_bytes: self.max_message_bytes,
@@ -607,6 +610,7 @@ fn engine(
         limits: Limits {
             backlog_bytes: 1 << 30,
             reserve_bytes: RESERVE_BYTES,
+            store_kept_bytes: 800,
         },
         pool: leaf_core::address_pool::AddressPool::default(),
         jobs: Arc::new(JobRules {

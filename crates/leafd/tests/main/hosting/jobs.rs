@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use leaf_core::command::{Build, CancelJob, Eval, ReadJobLog, ShowJob};
+use leaf_core::command::{Build, CancelJob, Eval, Gc, ReadJobLog, ShowJob};
 use leaf_core::id::{JobId, StorePath};
 use leaf_core::job::explanation::FailureKind;
 use leaf_core::job::{Installable, JobPhase as Phase, JobResult, Origin};
@@ -63,6 +63,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
             "what the policy of a leaf refuses is a problem with the setting's name, or a job that fails with its kind",
             needs,
             policy,
+        ),
+        host.trial(
+            "a leaf whose store has too little room refuses builds but not gc, and says so as an event",
+            needs,
+            store_fills,
         ),
         host.trial("an unknown job is not found", needs, unknown),
         host.trial(
@@ -505,6 +510,34 @@ async fn policy() -> anyhow::Result<()> {
     job_fails(&mut leaf, id, "nix.policy.host_paths").await?;
     let why = leaf.job(id).await?.job.explanation.context("an explanation")?;
     ensure!(why.kind == FailureKind::Policy, "{why:?}");
+    Ok(())
+}
+
+async fn store_fills() -> anyhow::Result<()> {
+    // More than any disk has.
+    let setup = Setup::new().set("nix.min_free_bytes", i64::MAX);
+    let mut leaf = setup.start().await?;
+    let build = Build::of([script(&leaf, "never", "echo > $out")?]);
+    is_problem(
+        leaf.call(&build).await,
+        ProblemCode::DiskFull,
+        "nix.min_free_bytes keeps",
+    )?;
+    let name = leaf.name.to_string();
+    let kinds = leaf.kinds_told(&name).await?;
+    ensure!(
+        kinds.iter().filter(|kind| *kind == "leaf.store_filled").count() == 1,
+        "{kinds:?}"
+    );
+    let dry_run = Gc {
+        dry_run: true,
+        older_than_seconds: None,
+        free_bytes: None,
+        timeout_seconds: None,
+    };
+    let id = leaf.call(&dry_run).await?.job;
+    let job = leaf.job_ended(id).await?;
+    ensure!(job.phase == Phase::Succeeded, "{job:?}");
     Ok(())
 }
 
