@@ -3,6 +3,7 @@
 pub(super) mod build;
 mod cancel;
 mod check;
+mod ci;
 mod eval;
 mod gc;
 mod jobs;
@@ -19,6 +20,7 @@ commands! {
     Eval(eval::Eval),
     PrintEnv(print_env::PrintEnv),
     Check(check::Check),
+    Ci(ci::Ci),
     Run(run::Run),
     Gc(gc::Gc),
     Jobs(jobs::Jobs),

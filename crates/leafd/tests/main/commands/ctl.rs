@@ -52,7 +52,7 @@ use tokio::process::{Child, ChildStderr, Command};
 
 use super::wire::valid;
 use crate::support::{Host, Need, Setup, TestLeaf, until};
-use building::{builds, collects, derivation, follows, interrupted, repeated, templates};
+use building::{builds, builds_a_flake, collects, derivation, follows, interrupted, repeated, templates};
 use connecting::{contexts, errors, group_access, just_ended, several};
 
 pub(crate) fn trials(host: &Host) -> Vec<Trial> {
@@ -103,6 +103,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: the replies of a newer leaf are printed unchanged", &[], newer::answers_as_they_came),
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
+        host.trial("leafctl: nix ci builds all packages and checks of a flake, and says of each what came of it", &[Need::Nix], builds_a_flake),
         host.trial("leafctl: garbage is collected by age, space and dry run, and never what a job holds", &[Need::Root, Need::Nix], collects),
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),

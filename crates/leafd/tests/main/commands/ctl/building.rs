@@ -144,6 +144,87 @@ pub(super) async fn builds() -> anyhow::Result<()> {
     )
 }
 
+pub(super) async fn builds_a_flake() -> anyhow::Result<()> {
+    let leaf = TestLeaf::start().await?;
+    let dir = leaf.scratch().join("flake");
+    std::fs::create_dir(&dir)?;
+    let system = format!("{}-linux", std::env::consts::ARCH);
+    let write = |bad: &str| {
+        let of = |name: &str, script: &str| {
+            format!(
+                "derivation {{ name = \"{name}\"; system = \"{system}\"; builder = \"/bin/sh\"; leaf = \"{}\"; args = [ \"-c\" ''{script}'' ]; }}",
+                leaf.name
+            )
+        };
+        let text = format!(
+            "{{ outputs = _: {{ packages.{system} = {{ good = {}; thrown = throw \"not today\"; }}; checks.{system} = {{ \"unit.1\" = {}; }}; }}; }}",
+            of("good", "echo good > $out"),
+            of("unit", bad)
+        );
+        std::fs::write(dir.join("flake.nix"), text)
+    };
+    write("echo wrong; exit 3")?;
+    let reference = format!("path:{}", dir.display());
+    let output = ctl(&leaf, &["nix", "ci", &reference, "--json"]).await?;
+    let outcome: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(
+        output.status.code() == Some(7) && outcome["succeeded"] == false,
+        "{outcome}"
+    );
+    let said: Vec<_> = outcome["attributes"]
+        .as_array()
+        .context("attributes")?
+        .iter()
+        .map(|one| {
+            (
+                one["name"].as_str().unwrap_or_default(),
+                &one["built"],
+                &one["failure"],
+            )
+        })
+        .collect();
+    let (unit, good, thrown) = (
+        format!("checks.{system}.\"unit.1\""),
+        format!("packages.{system}.good"),
+        format!("packages.{system}.thrown"),
+    );
+    let expected = [
+        (&*unit, &Value::from(false), &Value::from("builder_failed")),
+        (&good, &Value::from(true), &Value::Null),
+        (&thrown, &Value::from(false), &Value::from("evaluation_error")),
+    ];
+    ensure!(said == expected, "{outcome}");
+    ensure!(
+        outcome["locked"]
+            .as_str()
+            .is_some_and(|locked| locked.contains("narHash")),
+        "{outcome}"
+    );
+    let output = ctl(&leaf, &["nix", "ci", &reference]).await?;
+    let table = text(&output.stdout);
+    ensure!(
+        table.contains("builder_failed") && table.contains(&good),
+        "{table}"
+    );
+    ended(
+        &ctl(&leaf, &["nix", "ci", ".#a"]).await?,
+        2,
+        "without an attribute",
+    )?;
+    // It looks again, and builds what has changed.
+    let mut child = spawned(&leaf, &["nix", "ci", &reference, "--poll", "5", "--json"])?;
+    let mut lines = BufReader::new(child.stdout.take().context("a pipe")?).lines();
+    let first = lines.next_line().await?.context("a line")?;
+    ensure!(first.contains("\"succeeded\":false"), "{first}");
+    write("echo right > $out")?;
+    let second = lines.next_line().await?.context("a line")?;
+    let second: Value = serde_json::from_str(&second)?;
+    let unit_now = &second["attributes"][0];
+    ensure!(unit_now["built"] == true && unit_now["name"] == unit, "{second}");
+    interrupt(&child)?;
+    interrupted_child_ends(&mut child).await
+}
+
 pub(super) async fn collects() -> anyhow::Result<()> {
     let scratch = tempfile::tempdir()?;
     // A store of its own, so that nothing of the host's is deleted.
