@@ -1,5 +1,6 @@
 //! Builds with the real Nix, offline. Where there is no Nix, the tests are skipped by name.
 
+mod bad_input;
 mod check;
 mod eval;
 mod gc;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         check::TESTS,
         policy::TESTS,
         gc::TESTS,
+        bad_input::TESTS,
     ]
     .into_iter()
     .flatten()
