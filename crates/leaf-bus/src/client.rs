@@ -15,6 +15,7 @@ use leaf_core::fleet::{ActiveAgent, CopyStatus};
 use leaf_core::id::{Caller, CommandId, ContainerName, JobId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::session;
 use leaf_core::signed::{SIGNATURE_HEADER, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject};
 
@@ -147,6 +148,19 @@ pub struct Leaves {
 pub struct Client {
     pub(crate) link: Link,
     caller: Caller,
+}
+
+/// The reply to a request of a session.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SessionReply {
+    /// The stream of the output in the body.
+    pub stream: Option<String>,
+    /// The offset of the first byte of that.
+    pub offset: Option<String>,
+    /// The state, as JSON.
+    pub state: Option<String>,
+    /// The body.
+    pub body: Vec<u8>,
 }
 
 impl Client {
@@ -351,6 +365,56 @@ impl Client {
             return Box::pin(replies).await.map_err(failed)?;
         }
         body_of(&answer)
+    }
+
+    /// Sends a request of a session with these headers, and returns its reply. `tag` is what each reply of the leaf has of the request's
+    /// signature.
+    ///
+    /// # Errors
+    /// [`CallError::Problem`] if the leaf refuses it; [`CallError::Other`] if the reply is not the leaf's.
+    pub async fn session_request(
+        &self,
+        leaf: &LeafName,
+        verb: &str,
+        (headers, tag): (&[(&str, String)], &str),
+        body: Vec<u8>,
+        timeout: Duration,
+    ) -> Result<SessionReply, CallError> {
+        let subject = CommandSubject {
+            leaf: leaf.clone(),
+            caller: self.caller.clone(),
+            noun: session::NOUN.to_owned(),
+            verb: verb.to_owned(),
+        }
+        .build();
+        let mut all = HeaderMap::new();
+        for (name, value) in headers {
+            all.insert(*name, value.as_str());
+        }
+        let options = CallOptions {
+            timeout,
+            ..CallOptions::default()
+        };
+        let answer = self
+            .link
+            .quick_request(&subject, Some(all), Bytes::from(body), timeout)
+            .await
+            .map_err(|error| call_error(error, leaf, &options))?;
+        let header = |name: &str| {
+            let value = answer.headers.as_ref().and_then(|headers| headers.get(name));
+            value.map(|value| value.as_str().to_owned())
+        };
+        // Nobody who did not see the request made it.
+        if header(session::REPLY_HEADER).as_deref() != Some(tag) {
+            return Err(CallError::Other("a reply that is not the leaf's".to_owned()));
+        }
+        let reply = SessionReply {
+            stream: header(session::STREAM_HEADER),
+            offset: header(session::OFFSET_HEADER),
+            state: header(session::STATE_HEADER),
+            body: body_of(&answer)?,
+        };
+        Ok(reply)
     }
 
     /// Sends a command whose reply comes in parts, and returns the reply's body.

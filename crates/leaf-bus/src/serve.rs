@@ -17,6 +17,7 @@ use leaf_core::event::header;
 use leaf_core::id::{Caller, CommandId, LeafName};
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
+use leaf_core::session;
 use leaf_core::signed::{MAX_SIGNATURE_BYTES, MAX_TEXT_BYTES, SIGNATURE_HEADER, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
 
@@ -38,6 +39,8 @@ const GROUP: &str = "leafd";
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// The room for the kind of a signature before its bytes.
 const SIGNATURE_KIND_BYTES: usize = 16;
+/// The longest header of a request of a session, in bytes.
+const MAX_SESSION_HEADER_BYTES: usize = 128;
 /// The longest `ce-correlationid`, in bytes.
 const MAX_CORRELATION_BYTES: usize = 256;
 
@@ -56,6 +59,8 @@ pub struct Incoming {
     pub correlation: Option<String>,
     /// The headers of a signature, if the sender set any of them.
     pub signed: Option<SignedHeaders>,
+    /// The headers of a request of a session, if it has all that each must have.
+    pub session: Option<SessionHeaders>,
     /// Whether it came from a hub, and not from a client of this server.
     pub from_hub: bool,
     /// The body with the arguments, not parsed yet.
@@ -71,6 +76,19 @@ pub struct SignedHeaders {
     pub text: Option<String>,
     /// The header with the signature over that text.
     pub signature: Option<String>,
+}
+
+/// The headers of a request of a session, as they arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SessionHeaders {
+    /// The job and the attachment.
+    pub session: String,
+    /// The number.
+    pub number: String,
+    /// The offset of a write.
+    pub offset: Option<String>,
+    /// The client's signature, in base64.
+    pub signature: String,
 }
 
 /// Sends the reply to one command.
@@ -376,6 +394,16 @@ impl Server {
                 value
             })
         };
+        let short = |name: &str| text(name).filter(|value| value.len() <= MAX_SESSION_HEADER_BYTES);
+        let session = short(session::SESSION_HEADER)
+            .zip(short(session::NUMBER_HEADER))
+            .zip(short(session::SIGNATURE_HEADER))
+            .map(|((session, number), signature)| SessionHeaders {
+                session,
+                number,
+                offset: short(session::OFFSET_HEADER),
+                signature,
+            });
         let signed = SignedHeaders {
             text: within(TEXT_HEADER, MAX_TEXT_BYTES),
             signature: within(SIGNATURE_HEADER, MAX_SIGNATURE_BYTES),
@@ -423,6 +451,7 @@ impl Server {
                 command_id,
                 correlation: correlation.filter(|mark| !mark.is_empty()),
                 signed,
+                session,
                 from_hub: source.from_hub,
                 body: message.payload,
                 responder,
@@ -471,6 +500,34 @@ impl Responder {
             tracing::warn!(reply = %self.reply, ?error, "can't send a reply");
         }
         self.count(problem.as_ref());
+    }
+
+    /// Sends the reply to a request of a session: raw bytes with these headers, or a problem.
+    pub async fn reply_session(
+        mut self,
+        headers: Vec<(&'static str, String)>,
+        result: Result<Vec<u8>, Problem>,
+    ) {
+        self.answered = true;
+        let (mut all, body, problem) = match result {
+            Ok(body) => (HeaderMap::new(), body, None),
+            Err(problem) => {
+                let headers = self.headers_of_problem(None, &problem);
+                (headers, to_json(&problem), Some(problem))
+            }
+        };
+        for (name, value) in headers {
+            all.insert(name, value.as_str());
+        }
+        if let Err(error) = self.send(all, body.into()).await {
+            tracing::debug!(reply = %self.reply, ?error, "can't send a reply of a session");
+        }
+        self.count(problem.as_ref());
+    }
+
+    /// Leaves the request without a reply.
+    pub fn forget(mut self) {
+        self.answered = true;
     }
 
     fn count(&self, problem: Option<&Problem>) {

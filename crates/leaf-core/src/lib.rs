@@ -40,6 +40,7 @@ pub mod runtime;
 pub mod schema;
 pub mod secret;
 pub mod selector;
+pub mod session;
 pub mod shape;
 pub mod signed;
 pub mod spec;

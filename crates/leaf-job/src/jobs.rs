@@ -454,6 +454,12 @@ impl Jobs {
         self.directory(id).exists()
     }
 
+    /// Returns the socket of the runner of a job's program, on which leafd speaks to it in a session.
+    #[must_use]
+    pub fn session_socket(&self, id: JobId) -> PathBuf {
+        self.directory(id.program()).path().join(crate::program::SOCKET)
+    }
+
     /// Returns the program that runs jobs: `leafd`.
     #[must_use]
     pub fn runner(&self) -> &Path {

@@ -5,6 +5,7 @@
 //! - `openpgp`, with the cargo feature of that name: signatures of people's OpenPGP keys, and who may make them
 //! - [`age_file`]: files that only a leaf's host key decrypts
 //! - [`provenance`]: a leaf's statements about what it built, signed and verified
+//! - [`session_key`]: the key of the client of a session, and its signatures
 //! - [`secret`]: the document of a secret, which an age file brings to a leaf
 //!
 //! The signing keys and credentials of NATS are in `leaf-bus`. `docs/security.md` is the contract.
@@ -18,6 +19,7 @@ pub mod openpgp;
 mod pattern;
 pub mod provenance;
 pub mod secret;
+pub mod session_key;
 mod signer_line;
 pub mod ssh_signature;
 #[cfg(test)]

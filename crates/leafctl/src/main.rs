@@ -2,6 +2,7 @@
 //! whose doc comment is the help text.
 
 mod advice;
+mod attach;
 mod command_line;
 mod commands;
 mod error;
@@ -9,6 +10,7 @@ mod fleet;
 mod fleet_keys;
 mod global;
 mod gpg;
+mod interrupt;
 mod leaf;
 mod output;
 mod progress;
@@ -39,9 +41,11 @@ fn main() -> ExitCode {
             // Polled first, since an interrupted command may report what continues without it.
             biased;
             result = cli.run(&output) => result,
-            _ = tokio::signal::ctrl_c() => Err(Error::Interrupted { note: None }),
+            () = interrupt::asked() => Err(Error::Interrupted { note: None }),
         }
     });
+    // A thread may still wait for what is typed.
+    runtime.shutdown_background();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(Error::Exited(code)) => ExitCode::from(code),

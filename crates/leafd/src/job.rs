@@ -32,6 +32,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
 
 use crate::provenance::Attester;
+use crate::sessions::News;
 use crate::wake::Wake;
 
 /// The pause before a retry.
@@ -277,6 +278,7 @@ pub async fn run(
     bus: &Bus,
     leaf: &LeafName,
     inputs: &mpsc::Sender<Wake>,
+    sessions: &mpsc::Sender<News>,
     mut cancelled: watch::Receiver<bool>,
 ) {
     let stages = Stages {
@@ -294,6 +296,10 @@ pub async fn run(
     // The packages are built.
     if let (Task::Run(task), JobOutcome::Succeeded(JobResult::Build(built))) = (&job.task, &outcome) {
         let _ = inputs.send(Input::JobRunsProgram(job.id).into()).await;
+        if task.session.is_some() {
+            let socket = host.jobs.session_socket(job.id);
+            let _ = sessions.send(News::RunsProgram(job.id, socket)).await;
+        }
         let start = || host.start_program(job, task, built);
         let (program, runner) = stages.run(job.id.program(), &mut cancelled, start).await;
         running = runner.or(running);

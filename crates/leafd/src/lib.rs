@@ -15,6 +15,7 @@
 //! | [`changes`], [`hub_override`], [`witness`] | changes that can cut the leaf off: another hub in the settings' place, and `leafd witness`, a process of its own |
 //! | [`systems`] | the host's NixOS systems, as its links show them |
 //! | [`trust`] | signatures of commands: who may sign, and whether one is new |
+//! | [`sessions`] | the input and output of programs that jobs run |
 //! | [`steps`], [`container_users`], [`helper`], [`job`] | work on the host: containers and their NATS users, host operations, jobs |
 //! | [`publisher`], [`mirror`] | copies of the journal: the stream and the bucket `leaf_state` |
 
@@ -44,6 +45,7 @@ pub mod publisher;
 pub mod recovery;
 mod renewal;
 pub mod secrets;
+pub mod sessions;
 pub mod settings;
 pub mod steps;
 pub mod systems;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::publisher::Published;
+use crate::sessions;
 use crate::steps::{ContainerHost, InFlight};
 use crate::trust::Trust;
 use crate::wake::Wake;
@@ -31,12 +32,19 @@ pub async fn take_commands(
     mut server: Server,
     trust: Trust,
     inputs: mpsc::Sender<Wake>,
+    sessions: mpsc::Sender<Incoming>,
     mut fresh: mpsc::Receiver<FreshConnection>,
     mut drained: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
     loop {
         tokio::select! {
             incoming = server.next() => match incoming {
+                Some(incoming) if sessions::is_request(&incoming) => {
+                    // Dropped, it is asked again.
+                    if let Err(error) = sessions.try_send(incoming) {
+                        error.into_inner().responder.forget();
+                    }
+                }
                 Some(incoming) => {
                     let (incoming, provenance) = judge(&trust, incoming).await?;
                     if inputs.send(Wake::Command(Box::new(incoming), provenance)).await.is_err() {

@@ -238,6 +238,7 @@ impl MainLoop {
             command_id,
             correlation,
             signed: _,
+            session: _,
             from_hub,
             body,
             responder,
@@ -356,6 +357,7 @@ impl MainLoop {
                 Effect::CancelJob(id) => self.workers.cancel_job(id),
                 Effect::ForgetJobs(ids) => self.workers.forget_jobs(ids),
                 Effect::PublishJobEnd(id) => self.workers.publish_job_end(id),
+                Effect::TakeSession(id, key) => self.workers.take_session(id, key),
                 Effect::ShowLabels(labels) => self.workers.show_labels(labels),
             }
         }

@@ -38,6 +38,7 @@ use crate::job::{self, JobHost};
 use crate::provenance::Attester;
 use crate::publisher::Published;
 use crate::secrets;
+use crate::sessions::News;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Of, Steps};
 use crate::systems::SystemLinks;
 use crate::tasks::Tasks;
@@ -98,6 +99,8 @@ pub struct Equipment {
     pub clock: Clock,
     /// Judges signatures.
     pub trust: Trust,
+    /// Takes the news of jobs with a session.
+    pub sessions: mpsc::Sender<News>,
 }
 
 impl Workers {
@@ -423,10 +426,20 @@ impl Workers {
         let bus = self.equipment.bus.clone();
         let leaf = self.equipment.leaf.clone();
         let (cancel, cancelled) = watch::channel(false);
-        self.cancels.insert(job.id, cancel);
+        self.cancels.insert(job.id, cancel.clone());
+        let sessions = self.equipment.sessions.clone();
         self.steps.run(async move {
             match host {
-                Ok(host) => job::run(&host, &job, &bus, &leaf, &inputs, cancelled).await,
+                Ok(host) => {
+                    let began = News::Began {
+                        job: Box::new(job.clone()),
+                        cancel,
+                    };
+                    // Fails only when the daemon is ending.
+                    let _ = sessions.send(began).await;
+                    job::run(&host, &job, &bus, &leaf, &inputs, &sessions, cancelled).await;
+                    let _ = sessions.send(News::Ended(job.id)).await;
+                }
                 Err(why) => {
                     let outcome = JobOutcome::Failed(why.into());
                     let _ = inputs
@@ -467,6 +480,15 @@ impl Workers {
                     tracing::warn!(%id, error = chain(&error), "can't remove a job's files");
                 }
             }
+        });
+    }
+
+    /// Has a session belong to the client with this key.
+    pub fn take_session(&mut self, id: JobId, key: String) {
+        let sessions = self.equipment.sessions.clone();
+        self.tasks.run(async move {
+            // Fails only when the daemon is ending.
+            let _ = sessions.send(News::Taken(id, key)).await;
         });
     }
 

@@ -37,6 +37,17 @@ commands! {
         offset: u64,
     } -> LogChunk
 
+    /// Takes over the session of a job's program for another client of the job's owner: only its key attaches from now on.
+    Take: TakeSession = "take" {
+        kind: Change, about: Job(id), needs: Nothing, disk: Takes, power: RunsCode,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The job's id.
+        id: JobId,
+        /// The client's Ed25519 public key, made for this: 32 bytes in base64.
+        key: String,
+    } -> SessionTaken
+
     /// Cancels a job. Answered when its processes have ended.
     Cancel: CancelJob = "cancel" {
         kind: Change, about: Job(id), needs: Nothing, disk: Takes, power: Changes,
@@ -45,6 +56,15 @@ commands! {
         /// The job's id.
         id: JobId,
     } -> Job
+}
+
+/// A session that was taken over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionTaken {
+    /// The job's id.
+    pub id: JobId,
+    /// Whether its program has a terminal.
+    pub terminal: bool,
 }
 
 /// A page of a job's log.

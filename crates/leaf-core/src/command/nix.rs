@@ -11,6 +11,7 @@ use crate::job::{Installable, JobPhase};
 use crate::placement::demand::{Features, Priority};
 use crate::placement::offer::Offer;
 use crate::provenance::envelope::Envelope;
+use crate::session::SessionTask;
 
 commands! {
     "nix";
@@ -112,9 +113,12 @@ commands! {
         /// Whether its `PATH` has nothing but the packages.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         pure: bool,
-        /// The time limit, in seconds, of the build, and again of the program; by default the leaf's setting.
+        /// The time limit, in seconds, of the build, and again of the program, unless it has a session; by default the leaf's setting.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
+        /// The session through which its input and output go. Without it, it has no input, and the result has the end of its output.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<SessionTask>,
     } -> JobAccepted
 
     /// Returns the leaf's signed statements about what built a store path: of the jobs that it remembers, newest first.

@@ -2,15 +2,16 @@
 
 use jiff::Timestamp;
 
-use super::{Context, Decision, Question, Reply, Target, invalid, known, not_found, only};
+use super::{Context, Decision, Question, Reply, Target, conflict, invalid, known, not_found, only};
 use crate::aggregate::Aggregate;
-use crate::command::job::{Command, JobList};
+use crate::command::job::{Command, JobList, SessionTaken};
 use crate::container::DesiredRun;
-use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued};
+use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued, JobTaken};
 use crate::id::{ContainerName, JobId};
-use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
+use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, RunTask, Task};
 use crate::placement::demand::Demand;
 use crate::problem::{Problem, ProblemCode};
+use crate::session::SessionTask;
 use crate::state::State;
 
 /// The maximum time limit of a job, in seconds: a week.
@@ -32,6 +33,41 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
                 offset: c.offset,
                 ended: job.phase.is_final(),
             })))
+        }
+        Command::Take(c) => {
+            let job = find_job(state, c.id)?;
+            let Task::Run(RunTask {
+                session: Some(session),
+                ..
+            }) = &job.task
+            else {
+                return Err(invalid(format!("job {} has no session", c.id)));
+            };
+            if job.owner != context.caller {
+                return Err(Problem::new(
+                    ProblemCode::Forbidden,
+                    format!("the session of job {} is {}'s", c.id, job.owner),
+                ));
+            }
+            if job.phase.is_final() {
+                return Err(conflict(format!("job {} has ended: job.show says how", c.id)));
+            }
+            let taken = SessionTask {
+                key: c.key.clone(),
+                ..session.clone()
+            };
+            taken.check().map_err(invalid)?;
+            Ok(Decision {
+                facts: vec![Fact::from(JobTaken {
+                    id: c.id,
+                    by: context.caller.clone(),
+                    key: c.key.clone(),
+                })],
+                reply: known(&SessionTaken {
+                    id: c.id,
+                    terminal: session.terminal.is_some(),
+                }),
+            })
         }
         Command::Cancel(c) => {
             let job = find_job(state, c.id)?;

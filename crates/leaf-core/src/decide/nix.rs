@@ -93,6 +93,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
                 command: c.command.clone(),
                 environment: c.environment.clone(),
                 pure: c.pure,
+                session: c.session.clone(),
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             task.check().map_err(invalid)?;

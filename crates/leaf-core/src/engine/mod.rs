@@ -338,6 +338,9 @@ impl Engine {
             (Fact::Job(fact), Some(Target::Job(id))) if ends_job(fact) => {
                 turn.effects.push(Effect::PublishJobEnd(*id));
             }
+            (Fact::Job(JobFact::Taken(fact)), _) => {
+                turn.effects.push(Effect::TakeSession(fact.id, fact.key.clone()));
+            }
             (Fact::Leaf(LeafFact::Labelled(fact)), _) => {
                 let labels = labels::effective(&self.settings.labels, &fact.labels);
                 turn.effects.push(Effect::ShowLabels(labels));
@@ -481,6 +484,6 @@ fn changes_desired(fact: &ContainerFact) -> bool {
 fn ends_job(fact: &JobFact) -> bool {
     match fact {
         JobFact::Succeeded(_) | JobFact::Failed(_) | JobFact::Cancelled(_) | JobFact::Interrupted(_) => true,
-        JobFact::Queued(_) | JobFact::Started(_) | JobFact::Attested(_) => false,
+        JobFact::Queued(_) | JobFact::Started(_) | JobFact::Attested(_) | JobFact::Taken(_) => false,
     }
 }

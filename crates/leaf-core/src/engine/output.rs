@@ -126,6 +126,8 @@ pub enum Effect {
     ForgetJobs(Vec<JobId>),
     /// Publish that a job has ended.
     PublishJobEnd(JobId),
+    /// The session of a job's program is that of the client with this key.
+    TakeSession(JobId, String),
     /// Put these labels of the leaf into its beat.
     ShowLabels(Labels),
 }

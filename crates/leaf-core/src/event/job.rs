@@ -28,6 +28,16 @@ facts! {
         id: JobId,
     }
 
+    /// A client of a person took over the session of a job's program.
+    Taken: JobTaken = "taken" v 1 about Job(id) {
+        /// The job's id.
+        id: JobId,
+        /// The caller, who is the job's owner.
+        by: Caller,
+        /// The client's key, which replaces the one before.
+        key: String,
+    }
+
     /// A job succeeded.
     Succeeded: JobSucceeded = "succeeded" v 1 about Job(id) {
         /// The job's id.

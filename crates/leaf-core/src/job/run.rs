@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Installable;
 use super::build::check_all;
 use crate::id::StorePath;
+use crate::session::SessionTask;
 
 /// The number of bytes of each output that a result has at most: the last ones.
 pub const TAIL_BYTES: usize = 32 * 1024;
@@ -35,7 +36,11 @@ pub struct RunTask {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub pure: bool,
     /// The time limit, in seconds: of the build, and again of the program.
+    /// For a session it holds for the build only.
     pub timeout_seconds: u32,
+    /// The session through which its input and output go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<SessionTask>,
 }
 
 impl RunTask {
@@ -79,7 +84,7 @@ impl RunTask {
         {
             return Err("the command or the environment has a NUL character".to_owned());
         }
-        Ok(())
+        self.session.as_ref().map_or(Ok(()), SessionTask::check)
     }
 }
 
@@ -234,6 +239,7 @@ mod tests {
             environment: [("A_1".to_owned(), "x y".to_owned())].into(),
             pure: false,
             timeout_seconds: 60,
+            session: None,
         };
         assert_eq!(good.check(), Ok(()));
         let with = |change: fn(&mut RunTask)| {

@@ -7,7 +7,7 @@ use crate::aggregate::Aggregate;
 use crate::event::Event;
 use crate::event::job::JobFact;
 use crate::id::JobId;
-use crate::job::{Job, JobPhase};
+use crate::job::{Job, JobPhase, RunTask, Task};
 
 /// The number of ended jobs that are remembered.
 pub const REMEMBERED_JOBS: usize = 200;
@@ -59,6 +59,16 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
             Some(job) if !job.phase.is_final() => {
                 job.phase = JobPhase::Running;
                 job.started_at = Some(now);
+                vec![Aggregate::Job(&f.id).key()]
+            }
+            _ => Vec::new(),
+        },
+        JobFact::Taken(f) => match state.jobs.get_mut(&f.id).map(|job| &mut job.task) {
+            Some(Task::Run(RunTask {
+                session: Some(session),
+                ..
+            })) => {
+                session.key.clone_from(&f.key);
                 vec![Aggregate::Job(&f.id).key()]
             }
             _ => Vec::new(),

@@ -8,4 +8,5 @@ mod powers;
 mod raw;
 mod replay;
 mod schema;
+mod session;
 mod strategies;

@@ -498,6 +498,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                     environment: BTreeMap::default(),
                     pure: false,
                     timeout_seconds: 60,
+                    session: None,
                 }),
                 demand: Demand::default(),
             })
@@ -511,6 +512,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 signatures: vec![EnvelopeSignature { keyid: "SHA256:x".to_owned(), sig: payload }],
             },
         })),
+        1 => (job_id(), caller(), "[ -~]{0,9}").prop_map(|(id, by, key)| Fact::from(JobTaken { id, by, key })),
         1 => (job_id(), build_result()).prop_map(|(id, result)| Fact::from(JobSucceeded { id, result: JobResult::Build(result) })),
         1 => (job_id(), "[ -~]{0,9}", any::<bool>()).prop_map(|(id, value, cached)| Fact::from(JobSucceeded {
             id,

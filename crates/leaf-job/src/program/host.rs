@@ -12,10 +12,14 @@ use std::time::Duration;
 
 use leaf_core::job::run::{TAIL_BYTES, Tail};
 use leaf_core::job::{JobOutcome, JobResult, ProgramExit, RunResult};
+use leaf_core::session::wire::{FromRunner, Kept, Stream, ToRunner};
+use leaf_core::session::{self, Terminal};
 use leaf_host::cgroup::Cgroup;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
+use rustix::termios::{InputModes, OptionalActions, Winsize, tcgetattr, tcgetpgrp, tcsetattr, tcsetwinsize};
 use tokio::io::unix::AsyncFd;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::Signal as SignalStream;
@@ -23,6 +27,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::ProgramOrder;
 use super::buffer::Buffer;
+use super::side::{Happened, Side, WITHOUT_LEAFD, hello};
 use super::start::Start;
 use crate::descendants::{enter_cgroup, kill_descendants};
 use crate::directory::JobDirectory;
@@ -32,6 +37,9 @@ use crate::order::Order;
 const AFTER_EXIT: Duration = Duration::from_millis(500);
 /// The most bytes that are read at once.
 const READ_BYTES: usize = 64 * 1024;
+/// The bytes of an output of a session that are kept before they are received, and the received ones of a terminal.
+const MAX_UNRECEIVED: usize = 512 * 1024;
+const RECEIVED: usize = 64 * 1024;
 /// The file that the program's process reads first.
 const START: &str = "program.json";
 
@@ -93,7 +101,7 @@ impl Place {
             environment: place.environment(order),
             directory: place.home(),
             user: order.user,
-            terminal: false,
+            terminal: order.terminal().is_some(),
         };
         let json = serde_json::to_vec(&start).map_err(io::Error::other)?;
         fs::write(&place.start, json)?;
@@ -120,6 +128,12 @@ impl Place {
             ("SHELL", "/bin/sh".to_owned()),
             ("PATH", order.path.clone()),
             ("LANG", "C.UTF-8".to_owned()),
+            (
+                "TERM",
+                order
+                    .terminal()
+                    .map_or_else(|| "dumb".to_owned(), |terminal| terminal.term.clone()),
+            ),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))
@@ -153,11 +167,19 @@ struct Output {
 }
 
 impl Output {
-    fn new(source: OwnedFd) -> io::Result<Self> {
+    fn new(source: Option<OwnedFd>, kept: Buffer) -> io::Result<Self> {
         Ok(Self {
-            source: Some(not_blocking(source)?),
-            kept: Buffer::new(TAIL_BYTES),
+            source: source.map(not_blocking).transpose()?,
+            kept,
         })
+    }
+
+    /// Returns the range of what is kept.
+    fn range(&self) -> Kept {
+        Kept {
+            first: self.kept.first(),
+            end: self.kept.end(),
+        }
     }
 
     /// Waits until something was read into the buffer, and returns how much; 0 at the end. Cancel-safe.
@@ -188,15 +210,23 @@ struct Host {
     group: Option<Pid>,
     stdout: Output,
     stderr: Output,
+    /// The other side of its terminal.
+    terminal: Option<OwnedFd>,
+    session: Option<Side>,
+    /// Whether standard error was the last that was sent.
+    was_stderr: bool,
     began: Instant,
     /// How it ended, and since when its outputs are waited for.
     ended: Option<(ExitStatus, Instant)>,
+    /// Whether leafd was told.
+    is_told: bool,
     result: RunResult,
 }
 
 enum Event {
     Read(Which, io::Result<usize>),
     Exited(io::Result<ExitStatus>),
+    Happened(Happened),
     Terminate,
     TimedOut,
     Patience,
@@ -208,6 +238,68 @@ enum Which {
     Stderr,
 }
 
+/// The child's ends of its standard streams, and this process's.
+struct Streams {
+    child: [OwnedFd; 3],
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+}
+
+impl Streams {
+    fn open(order: &ProgramOrder) -> io::Result<Self> {
+        if let Some(terminal) = order.terminal() {
+            return Self::terminal(terminal, order.user);
+        }
+        let (stdin_end, stdin) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(Self {
+            child: [stdin_end, stdout_end, stderr_end],
+            // Without a session it is closed, so that the program reads its end.
+            stdin: order.session.is_some().then_some(stdin),
+            stdout,
+            stderr: Some(stderr),
+            terminal: None,
+        })
+    }
+
+    /// Opens a terminal that belongs to the program's user.
+    fn terminal(terminal: &Terminal, user: Option<u32>) -> io::Result<Self> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags)?;
+        grantpt(&master)?;
+        unlockpt(&master)?;
+        let slave = ioctl_tiocgptpeer(&master, flags)?;
+        if let Some(user) = user {
+            std::os::unix::fs::fchown(&slave, Some(user), None)?;
+        }
+        let mut modes = tcgetattr(&slave)?;
+        modes.input_modes |= InputModes::IUTF8;
+        tcsetattr(&slave, OptionalActions::Now, &modes)?;
+        let (columns, rows) = session::size(terminal.columns, terminal.rows);
+        resize(&master, columns, rows)?;
+        Ok(Self {
+            stdin: Some(master.try_clone()?),
+            stdout: master.try_clone()?,
+            stderr: None,
+            terminal: Some(master),
+            child: [slave.try_clone()?, slave.try_clone()?, slave],
+        })
+    }
+}
+
+fn resize(terminal: &OwnedFd, columns: u16, rows: u16) -> io::Result<()> {
+    let size = Winsize {
+        ws_row: rows,
+        ws_col: columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(tcsetwinsize(terminal, size)?)
+}
+
 impl Host {
     fn start(
         order: &ProgramOrder,
@@ -215,14 +307,18 @@ impl Host {
         order_of_job: &Order,
         place: &Place,
     ) -> io::Result<Self> {
-        let (stdout, stdout_end) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (stderr, stderr_end) = pipe_with(PipeFlags::CLOEXEC)?;
+        let streams = Streams::open(order)?;
+        let session = match (&order.session, streams.stdin) {
+            (Some(_), Some(stdin)) => Some(Side::open(directory.path(), not_blocking(stdin)?)?),
+            _ => None,
+        };
+        let [stdin_end, stdout_end, stderr_end] = streams.child;
         let child = Command::new(&order.starter)
             .arg("job-program")
             .arg(&place.start)
             .current_dir(directory.path())
             .env_clear()
-            .stdin(Stdio::null())
+            .stdin(Stdio::from(stdin_end))
             .stdout(Stdio::from(stdout_end))
             .stderr(Stdio::from(stderr_end))
             .kill_on_drop(true)
@@ -232,13 +328,22 @@ impl Host {
             // Without one, the program's user still bounds it.
             let _ = enter_cgroup(&Cgroup::at(path), child.id());
         }
+        let buffer = || match (&session, &streams.terminal) {
+            (None, _) => Buffer::new(TAIL_BYTES, 0),
+            (Some(_), None) => Buffer::new(MAX_UNRECEIVED, 0),
+            (Some(_), Some(_)) => Buffer::new(MAX_UNRECEIVED, RECEIVED),
+        };
         Ok(Self {
             child,
             group,
-            stdout: Output::new(stdout)?,
-            stderr: Output::new(stderr)?,
+            stdout: Output::new(Some(streams.stdout), buffer())?,
+            stderr: Output::new(streams.stderr, buffer())?,
+            terminal: streams.terminal,
+            session,
+            was_stderr: true,
             began: Instant::now(),
             ended: None,
+            is_told: false,
             result: RunResult {
                 exit: ProgramExit::Code(0),
                 run_time_ms: 0,
@@ -249,48 +354,84 @@ impl Host {
         })
     }
 
+    /// Returns how many bytes may be read of an output now: with a full buffer the program waits as it writes, unless the oldest output
+    /// is dropped.
+    fn limit(&self, output: &Output) -> usize {
+        let drops = match &self.session {
+            None => true,
+            Some(side) => self.terminal.is_some() && !side.is_attached,
+        };
+        if drops {
+            READ_BYTES
+        } else {
+            output.kept.room().min(READ_BYTES)
+        }
+    }
+
     async fn run(mut self, order: &Order, terminate: &mut SignalStream) -> io::Result<JobOutcome> {
-        let deadline = self.began + order.timeout();
+        let time_limit = self.began + order.timeout();
         let mut buffers = [vec![0; READ_BYTES], vec![0; READ_BYTES]];
         // Why it was asked to end, and when it is killed.
         let mut ending: Option<(JobOutcome, Instant)> = None;
         loop {
-            if self.ended.is_some() && self.stdout.source.is_none() && self.stderr.source.is_none() {
+            let is_over =
+                self.ended.is_some() && self.stdout.source.is_none() && self.stderr.source.is_none();
+            if is_over {
+                self.tell_exit();
+                if self.session.is_none() || ending.is_some() {
+                    break;
+                }
+            }
+            if self.ended.is_some() && self.session.as_ref().is_some_and(|side| side.is_finished) {
                 break;
             }
-            let [stdout_buffer, stderr_buffer] = &mut buffers;
             let patience = match (&self.ended, &ending) {
-                (Some((_, at)), _) => Some(*at + AFTER_EXIT),
+                (Some((_, at)), _) if !is_over => Some(*at + AFTER_EXIT),
                 (None, Some((_, at))) => Some(*at),
-                (None, None) => None,
+                _ => None,
+            };
+            let deadline = match &self.session {
+                Some(side) => side.heard + WITHOUT_LEAFD,
+                None => time_limit,
             };
             let is_running = self.ended.is_none();
-            let event = tokio::select! {
-                read = self.stdout.read(stdout_buffer) => Event::Read(Which::Stdout, read),
-                read = self.stderr.read(stderr_buffer) => Event::Read(Which::Stderr, read),
-                ended = self.child.wait(), if is_running => Event::Exited(ended),
-                _ = terminate.recv(), if ending.is_none() && is_running => Event::Terminate,
-                () = sleep_until(deadline), if ending.is_none() && is_running => Event::TimedOut,
-                () = sleep_until(patience.unwrap_or(deadline)), if patience.is_some() => Event::Patience,
-            };
-            match event {
-                Event::Read(Which::Stdout, read) => self.stdout.add(read, stdout_buffer),
-                Event::Read(Which::Stderr, read) => self.stderr.add(read, stderr_buffer),
-                Event::Exited(status) => {
-                    self.ended = Some((status?, Instant::now()));
-                    let time = self.began.elapsed().as_millis();
-                    self.result.run_time_ms = u64::try_from(time).unwrap_or(u64::MAX);
-                    self.ask_to_end();
+            match self
+                .next(&mut buffers, deadline, patience, terminate, ending.is_some())
+                .await
+            {
+                Event::Read(Which::Stdout, read) => {
+                    self.stdout.add(read, &buffers[0]);
+                    self.give();
                 }
-                Event::Terminate => {
+                Event::Read(Which::Stderr, read) => {
+                    self.stderr.add(read, &buffers[1]);
+                    self.give();
+                }
+                Event::Exited(status) => self.exited(status?),
+                Event::Happened(happened) => self.happened(happened),
+                Event::Terminate if is_running => {
                     self.ask_to_end();
                     ending = Some((JobOutcome::Cancelled, Instant::now() + order.grace()));
                 }
-                Event::TimedOut => {
+                Event::TimedOut if is_running => {
                     self.ask_to_end();
-                    let seconds = order.timeout().as_secs();
-                    let why = format!("the program took longer than {seconds} s, and was ended");
+                    let why = match &self.session {
+                        None => format!(
+                            "the program took longer than {} s, and was ended",
+                            order.timeout().as_secs()
+                        ),
+                        Some(_) => {
+                            "no leafd spoke to the program's runner for a day, and it was ended".to_owned()
+                        }
+                    };
                     ending = Some((JobOutcome::TimedOut(why.into()), Instant::now() + order.grace()));
+                }
+                // The program has ended, and has a result.
+                Event::Terminate | Event::TimedOut => {
+                    if let Some(side) = &mut self.session {
+                        side.is_finished = true;
+                        side.heard = Instant::now();
+                    }
                 }
                 // What holds the pipes after the program's end is killed, and what does not end when it is asked to.
                 Event::Patience => {
@@ -307,22 +448,217 @@ impl Host {
         if let Some((outcome, _)) = ending {
             return Ok(outcome);
         }
-        let (status, _) = self.ended.expect("the loop ends when it is known");
-        self.result.exit = exit_of(status);
-        self.result.stdout = self.stdout.tail();
-        self.result.stderr = self.stderr.tail();
+        if self.session.is_none() {
+            self.result.stdout = self.stdout.tail();
+            self.result.stderr = self.stderr.tail();
+        }
         Ok(JobOutcome::Succeeded(JobResult::Run(self.result)))
+    }
+
+    /// Waits for the next event.
+    async fn next(
+        &mut self,
+        buffers: &mut [Vec<u8>; 2],
+        deadline: Instant,
+        patience: Option<Instant>,
+        terminate: &mut SignalStream,
+        is_ending: bool,
+    ) -> Event {
+        let [stdout_buffer, stderr_buffer] = buffers;
+        let limits = [self.limit(&self.stdout), self.limit(&self.stderr)];
+        let is_running = self.ended.is_none();
+        let happened = async {
+            match &mut self.session {
+                Some(side) => side.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            read = self.stdout.read(&mut stdout_buffer[..limits[0]]), if limits[0] > 0 => Event::Read(Which::Stdout, read),
+            read = self.stderr.read(&mut stderr_buffer[..limits[1]]), if limits[1] > 0 => Event::Read(Which::Stderr, read),
+            ended = self.child.wait(), if is_running => Event::Exited(ended),
+            happened = happened => Event::Happened(happened),
+            _ = terminate.recv(), if !is_ending => Event::Terminate,
+            () = sleep_until(deadline), if !is_ending => Event::TimedOut,
+            () = sleep_until(patience.unwrap_or(deadline)), if patience.is_some() => Event::Patience,
+        }
+    }
+
+    fn exited(&mut self, status: ExitStatus) {
+        self.ended = Some((status, Instant::now()));
+        let time = self.began.elapsed().as_millis();
+        self.result.run_time_ms = u64::try_from(time).unwrap_or(u64::MAX);
+        self.result.exit = exit_of(status);
+        self.ask_to_end();
+        if let Some(side) = &mut self.session {
+            side.close_input();
+        }
+        // Its own end of the terminal would keep that open.
+        if self.terminal.is_some() && self.stdout.source.is_none() {
+            self.terminal = None;
+        }
+    }
+
+    /// Tells leafd once that the program has ended.
+    fn tell_exit(&mut self) {
+        if self.is_told {
+            return;
+        }
+        self.is_told = true;
+        let exited = FromRunner::Exited {
+            exit: self.result.exit.clone(),
+            stdout: self.stdout.kept.end(),
+            stderr: self.stderr.kept.end(),
+        };
+        if let Some(side) = &mut self.session {
+            side.tell(&exited, &[]);
+        }
+    }
+
+    /// Handles what leafd asks for.
+    fn happened(&mut self, happened: Happened) {
+        let kept = [self.stdout.range(), self.stderr.range()];
+        let Some(side) = &mut self.session else { return };
+        match happened {
+            Happened::Connected => {
+                side.pull = None;
+                let exit = self.is_told.then(|| self.result.exit.clone());
+                let hello = hello(side, kept, exit);
+                side.tell(&hello, &[]);
+            }
+            Happened::Gone => side.pull = None,
+            Happened::InputMoved => {
+                let input = side.input();
+                side.tell(&FromRunner::Taken(input), &[]);
+            }
+            Happened::Heard(frames) => {
+                for (message, bytes) in frames {
+                    self.obey(message, &bytes);
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, message: ToRunner, bytes: &[u8]) {
+        let Some(side) = &mut self.session else { return };
+        match message {
+            pull @ ToRunner::Pull { .. } => {
+                side.pull = Some(pull);
+                self.give();
+            }
+            ToRunner::Free { stdout, stderr } => {
+                self.stdout.kept.free(stdout);
+                self.stderr.kept.free(stderr);
+            }
+            ToRunner::Input { offset } => {
+                side.take_input(offset, bytes);
+                let input = side.input();
+                side.tell(&FromRunner::Taken(input), &[]);
+            }
+            ToRunner::EndInput { at } => side.end_input(at),
+            ToRunner::Resize { columns, rows } => {
+                if let Some(terminal) = &self.terminal {
+                    let _ = resize(terminal, columns, rows);
+                }
+            }
+            ToRunner::Signal { name } => {
+                if self.ended.is_none()
+                    && let Some((signal, _)) = SIGNALS.iter().find(|(_, known)| *known == name)
+                {
+                    self.signal(*signal);
+                }
+            }
+            ToRunner::Attached { attached } => side.is_attached = attached,
+            ToRunner::Finish => side.is_finished = true,
+        }
+    }
+
+    /// Answers the pull that waits, if there is output for it: of the two outputs by turns.
+    fn give(&mut self) {
+        let Some(side) = &mut self.session else { return };
+        let Some(ToRunner::Pull {
+            stdout,
+            stderr,
+            max,
+            number,
+        }) = &side.pull
+        else {
+            return;
+        };
+        let (number, max) = (*number, *max);
+        let mut streams = [
+            (Stream::Stdout, *stdout, &self.stdout.kept),
+            (Stream::Stderr, *stderr, &self.stderr.kept),
+        ];
+        if !self.was_stderr {
+            streams.reverse();
+        }
+        for (stream, from, kept) in streams {
+            let Some(from) = from.filter(|from| *from < kept.end()) else {
+                continue;
+            };
+            let (offset, bytes) = kept.read(from, max);
+            side.pull = None;
+            self.was_stderr = stream == Stream::Stderr;
+            let output = FromRunner::Output {
+                stream,
+                offset,
+                number,
+            };
+            side.tell(&output, &bytes);
+            return;
+        }
+    }
+
+    /// Sends a signal to the foreground of the terminal, or else to the program's process group.
+    fn signal(&self, signal: Signal) {
+        let foreground = self
+            .terminal
+            .as_ref()
+            .and_then(|terminal| tcgetpgrp(terminal).ok());
+        if let Some(group) = foreground.or(self.group) {
+            let _ = kill_process_group(group, signal);
+        }
     }
 
     /// Asks what is left in the program's process group to end.
     fn ask_to_end(&self) {
-        for signal in [Signal::CONT, Signal::TERM] {
+        let ends = if self.terminal.is_some() {
+            Signal::HUP
+        } else {
+            Signal::TERM
+        };
+        for signal in [Signal::CONT, ends] {
             if let Some(group) = self.group {
                 let _ = kill_process_group(group, signal);
             }
         }
     }
 }
+
+/// The signals that have a name here, without `SIG`.
+const SIGNALS: [(Signal, &str); 20] = [
+    (Signal::HUP, "HUP"),
+    (Signal::INT, "INT"),
+    (Signal::QUIT, "QUIT"),
+    (Signal::ILL, "ILL"),
+    (Signal::TRAP, "TRAP"),
+    (Signal::ABORT, "ABRT"),
+    (Signal::BUS, "BUS"),
+    (Signal::FPE, "FPE"),
+    (Signal::KILL, "KILL"),
+    (Signal::USR1, "USR1"),
+    (Signal::SEGV, "SEGV"),
+    (Signal::USR2, "USR2"),
+    (Signal::PIPE, "PIPE"),
+    (Signal::ALARM, "ALRM"),
+    (Signal::TERM, "TERM"),
+    (Signal::XCPU, "XCPU"),
+    (Signal::XFSZ, "XFSZ"),
+    (Signal::SYS, "SYS"),
+    (Signal::TSTP, "TSTP"),
+    (Signal::CONT, "CONT"),
+];
 
 /// Returns how a program ended.
 fn exit_of(status: ExitStatus) -> ProgramExit {
@@ -334,27 +670,7 @@ fn exit_of(status: ExitStatus) -> ProgramExit {
 
 /// Returns the name of a signal without `SIG`, or its number.
 fn signal_name(number: i32) -> String {
-    let named = [
-        (Signal::HUP, "HUP"),
-        (Signal::INT, "INT"),
-        (Signal::QUIT, "QUIT"),
-        (Signal::ILL, "ILL"),
-        (Signal::TRAP, "TRAP"),
-        (Signal::ABORT, "ABRT"),
-        (Signal::BUS, "BUS"),
-        (Signal::FPE, "FPE"),
-        (Signal::KILL, "KILL"),
-        (Signal::USR1, "USR1"),
-        (Signal::SEGV, "SEGV"),
-        (Signal::USR2, "USR2"),
-        (Signal::PIPE, "PIPE"),
-        (Signal::ALARM, "ALRM"),
-        (Signal::TERM, "TERM"),
-        (Signal::XCPU, "XCPU"),
-        (Signal::XFSZ, "XFSZ"),
-        (Signal::SYS, "SYS"),
-    ];
-    let name = named.iter().find(|(signal, _)| signal.as_raw() == number);
+    let name = SIGNALS.iter().find(|(signal, _)| signal.as_raw() == number);
     name.map_or_else(|| number.to_string(), |(_, name)| (*name).to_owned())
 }
 

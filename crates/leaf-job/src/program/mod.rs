@@ -2,10 +2,13 @@
 //!
 //! A program runs under a user of its own. leafd starts its runner as it starts that of a job, under an id of its own
 //! ([`JobId::program`](leaf_core::id::JobId::program)). The [runner](host) holds the program's terminal or pipes and the end of its
-//! output. The process of the program is `leafd job-program` first ([`start_program`]), which leaves leafd's user.
+//! output. The process of the program is `leafd job-program` first ([`start_program`]), which leaves leafd's user. For a session leafd
+//! speaks to the runner over a socket in its directory ([`wire`](leaf_core::session::wire)).
 
 mod buffer;
+pub mod frame;
 mod host;
+mod side;
 mod start;
 
 use std::collections::BTreeMap;
@@ -14,6 +17,7 @@ use std::path::PathBuf;
 
 use leaf_core::id::StorePath;
 use leaf_core::job::RunTask;
+use leaf_core::session::{SessionTask, Terminal};
 use serde::{Deserialize, Serialize};
 
 use crate::runner::ProcessJob;
@@ -23,6 +27,8 @@ pub use start::start_program;
 /// The task of the order of a program.
 pub const TASK: &str = "program";
 
+/// The name of the runner's socket in the program's directory.
+pub(crate) const SOCKET: &str = "session";
 /// The directories of the host's programs.
 const HOST_PATH: &str = "/run/current-system/sw/bin:/usr/local/bin:/usr/bin:/bin";
 /// The users of programs on a host where leafd is root and starts them itself, one for each: systemd(1) leaves these numbers to nobody
@@ -39,6 +45,8 @@ pub struct ProgramOrder {
     environment: BTreeMap<String, String>,
     path: String,
     packages: Vec<StorePath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    session: Option<SessionTask>,
     /// The program `leafd`.
     starter: PathBuf,
     /// The user that it becomes; `None` if its unit has one of its own.
@@ -59,9 +67,15 @@ impl ProgramOrder {
             environment: task.environment.clone(),
             path: path.join(":"),
             packages,
+            session: task.session.clone(),
             starter,
             user: None,
         }
+    }
+
+    /// Returns its terminal, if it has one.
+    fn terminal(&self) -> Option<&Terminal> {
+        self.session.as_ref()?.terminal.as_ref()
     }
 
     /// Returns the order of a program that leafd starts itself: as the user with this number, of which there are as many as random bits.

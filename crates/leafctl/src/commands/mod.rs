@@ -32,6 +32,7 @@ mod nats;
 mod nix;
 mod schema;
 mod secret;
+mod session;
 mod system;
 
 use clap::{Parser, Subcommand};
@@ -73,6 +74,9 @@ enum Command {
     /// The systems of leaves: build, switch, go back.
     #[command(subcommand)]
     System(system::Command),
+    /// Sessions of programs that run on a leaf: come back to one.
+    #[command(subcommand)]
+    Session(session::Command),
     /// Secrets of leaves: set, list, remove.
     #[command(subcommand)]
     Secret(secret::Command),
@@ -98,6 +102,7 @@ impl Cli {
             Command::Hardware(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Container(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Nix(command) => command.run(&Session::open(&self.global).await?, output).await,
+            Command::Session(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Fleet(command) => command.run(&self.global, output).await,
             Command::System(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Secret(command) => command.run(&Session::open(&self.global).await?, output).await,

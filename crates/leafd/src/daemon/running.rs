@@ -30,6 +30,7 @@ use crate::hub::{Claims, Filling, Hub};
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::renewal::Renewal;
+use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::steps::{ContainerHost, InFlight};
 use crate::tasks::Tasks;
@@ -119,6 +120,8 @@ impl Running {
         if let Ok(jobs) = &claim.jobs {
             jobs.remove_unknown(claim.state.job_ids()).await;
         }
+        let (session_news, sessions_of_jobs) = mpsc::channel(64);
+        let (session_requests, requests_of_sessions) = mpsc::channel(1024);
         let trust = Trust::new(store.leaf.clone(), &settings.trust, store.journal.clone())?;
         let workers = Workers::new(Equipment {
             leaf: store.leaf.clone(),
@@ -137,6 +140,7 @@ impl Running {
             in_flight: in_flight.clone(),
             clock,
             trust: trust.clone(),
+            sessions: session_news,
         });
         let entries = claim.state.entries();
         let engine = engine(settings, &store, claim.state, claim.unfinished, &workers)?;
@@ -217,10 +221,19 @@ impl Running {
             claim.server,
             trust.clone(),
             inputs.clone(),
+            session_requests,
             fresh_connections,
             drained,
         );
         tasks.keep("commands", commands);
+        let sessions = Sessions::run(
+            leaf.clone(),
+            bus.clone(),
+            clock,
+            requests_of_sessions,
+            sessions_of_jobs,
+        );
+        tasks.keep("sessions", sessions);
         tasks.keep("clock", trust.watch_clock());
         tasks.keep("changes", changes::watch(hub_settings, inputs.clone()));
         let publishes = listeners::watch_published(published.clone(), inputs.clone());

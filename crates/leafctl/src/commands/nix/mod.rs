@@ -11,7 +11,7 @@ mod log;
 mod out_link;
 mod place;
 mod print_env;
-mod run;
+pub(super) mod run;
 mod verify;
 mod why;
 

@@ -1,12 +1,16 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
+use data_encoding::BASE64;
 use leaf_core::command;
 use leaf_core::job::{JobResult, ProgramExit, RunResult};
+use leaf_core::session::{SessionTask, Terminal};
 
 use super::build::{follow, installables, seconds};
+use crate::attach::{self, Begin, Ended, new_key, terminal};
 use crate::error::Error;
-use crate::output::Output;
+use crate::leaf::Leaf;
+use crate::output::{Output, name_of};
 use crate::session::Session;
 
 /// Run a program on a leaf, with packages that are built there first, under a user of its own. Its exit code is leafctl's.
@@ -27,6 +31,9 @@ pub(crate) struct Run {
     /// The time limit of the build, and again of the program, such as 30m; by default the leaf's setting.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<std::time::Duration>,
+    /// Give the program no input, and print the end of its output from the job's record when it has ended.
+    #[arg(long)]
+    record: bool,
     /// The program and its arguments.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -40,7 +47,16 @@ pub(super) fn variable(text: &str) -> Result<(String, String), String> {
 
 impl Run {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
+        let key = new_key()?;
+        // Standard output alone may be a terminal, as that of `leafctl … < file`.
+        let has_terminal = terminal::is_terminal() && !self.record;
         let request = command::Run {
+            session: (!self.record).then(|| SessionTask {
+                key: BASE64.encode(&key.public()),
+                terminal: has_terminal.then(own_terminal),
+                linger_seconds: None,
+                detached_seconds: None,
+            }),
             packages: installables(self.file.as_deref(), None, self.packages)?,
             command: self.command,
             environment: self.env.into_iter().collect::<BTreeMap<_, _>>(),
@@ -49,6 +65,15 @@ impl Run {
         };
         let leaf = session.leaf().await?;
         let accepted = leaf.call(&request).await?;
+        if !self.record {
+            let begin = Begin {
+                job: accepted.job,
+                key,
+                terminal: has_terminal,
+                is_resumed: false,
+            };
+            return in_session(&leaf, begin, output).await;
+        }
         let job = follow(&leaf, accepted.job, output).await?;
         let Some(JobResult::Run(result)) = &job.result else {
             return output.document(&job, |job| job.id.to_string());
@@ -60,6 +85,50 @@ impl Run {
             output.of_program(&result.stdout.bytes(), &result.stderr.bytes())?;
         }
         ended(&result.exit)
+    }
+}
+
+/// Returns the terminal that leafctl has.
+fn own_terminal() -> Terminal {
+    let (columns, rows) = terminal::size();
+    let term = std::env::var("TERM").unwrap_or_default();
+    let is_name = (1..=32).contains(&term.len())
+        && term
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._+-".contains(c));
+    Terminal {
+        term: if is_name { term } else { "dumb".to_owned() },
+        columns,
+        rows,
+    }
+}
+
+/// Is the client of a session, and ends as its program did.
+pub(crate) async fn in_session(leaf: &Leaf, begin: Begin, output: Output) -> Result<(), Error> {
+    let job = begin.job;
+    match attach::run(leaf, begin).await? {
+        Ended::Exit(exit) => ended(&exit),
+        Ended::Detached => {
+            output.note(&format!(
+                "job {job} runs on; `leafctl session attach {job}` comes back to it"
+            ));
+            Ok(())
+        }
+        Ended::Replaced => Err(Error::Refused(format!(
+            "another client has taken over the session of job {job}"
+        ))),
+        Ended::Job(job) => match &job.result {
+            Some(JobResult::Run(result)) => ended(&result.exit),
+            _ => Err(Error::Job {
+                job: job.id,
+                phase: name_of(&job.phase),
+                reason: format!(
+                    "{}\n`leafctl nix why {}` explains it",
+                    job.error.as_deref().unwrap_or("the reason is unknown"),
+                    job.id
+                ),
+            }),
+        },
     }
 }
 

@@ -35,6 +35,8 @@ mod provenance;
 mod running;
 #[path = "ctl/secrets.rs"]
 mod secrets;
+#[path = "ctl/sessions.rs"]
+mod sessions;
 #[path = "ctl/signing.rs"]
 mod signing;
 
@@ -111,6 +113,12 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
         host.trial("leafctl: a program is run with packages under a user of its own, and its output, exit code and time are in the record", &[Need::Root, Need::Nix], running::recorded),
         host.trial("leafctl: a program that hangs, forks without end or leaves something behind is bounded and leaves nothing", &[Need::Root, Need::Nix], running::bounded),
+        host.trial("sessions: what goes in and comes out is the same, bytes of all kinds, and the exit code is the program's", &[Need::Root, Need::Nix], sessions::pipes),
+        host.trial("sessions: on a terminal a program has one of the size of the person's, is interrupted, resized, left and come back to", &[Need::Root, Need::Nix], sessions::terminals),
+        host.trial("sessions: a restart of leafd leaves the program and what it prints alone, and its client comes back by itself", &[Need::Root, Need::Nix], sessions::restarts),
+        host.trial("sessions: a hundred megabytes that nobody reads yet are bounded in memory, and all there when they are read", &[Need::Root, Need::Nix], sessions::floods),
+        host.trial("sessions: wrong signatures, numbers that were taken and other callers are not answered and change nothing", &[Need::Root, Need::Nix], sessions::forged),
+        host.trial("sessions: a client that vanishes leaves nothing", &[Need::Root, Need::Nix], sessions::vanishes),
         host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),
         host.trial("leafctl: on a terminal headings are bold, and a build that prints does not hang", &[Need::Nix], terminal),

@@ -69,6 +69,9 @@ impl World {
                 }
                 self.sent[usize::try_from(to.0).expect("small")].answers += 1;
             }
+            Effect::TakeSession(id, _) => {
+                assert!(self.state().jobs.contains_key(&id), "a session is a job's");
+            }
             Effect::ScanHardware { rescan } => self.work.push(Work::Scan { rescan }),
             Effect::FindForeign(name) => self.work.push(Work::Foreign(name)),
             Effect::ChangeSecret(change) => {

@@ -1,5 +1,13 @@
 //! `leafctl nix run`, as a person uses it.
 
+use jiff::Timestamp;
+use leaf_bus::client::{CallOptions, Client, Signed};
+use leaf_core::command::ChallengeSigner;
+use leaf_core::id::{CommandId, JobId};
+use leaf_core::signed::{NAMESPACE, SSH_KIND, SignedText, body_hash};
+use leaf_trust::ssh_signature::SshSignature;
+use uuid::Uuid;
+
 use super::signing::{Person, requiring};
 use super::*;
 
@@ -60,15 +68,77 @@ impl Runner {
         self.run(options, &["/bin/busybox", "sh", "-c", script]).await
     }
 
+    /// The file of the person's key.
+    pub(super) fn key(&self) -> String {
+        self.key.clone()
+    }
+
+    /// The file of the packages.
+    pub(super) fn packages(&self) -> &str {
+        &self.packages
+    }
+
+    /// Begins a job with a request that the person signs.
+    pub(super) async fn begin(&self, client: &Client, body: &Value) -> anyhow::Result<JobId> {
+        let challenge = client
+            .call(&self.leaf.name, &ChallengeSigner {}, CallOptions::default())
+            .await?;
+        let now = Timestamp::now();
+        let body = body.to_string().into_bytes();
+        let id = CommandId::from(Uuid::now_v7());
+        let text = SignedText {
+            caller: client.caller().clone(),
+            noun: "nix".to_owned(),
+            verb: "run".to_owned(),
+            leaves: [(
+                self.leaf.name.clone(),
+                challenge.nonce.map(|nonce| nonce.parse()).transpose()?,
+            )]
+            .into(),
+            body: body_hash(&body),
+            id: id.clone(),
+            time: Timestamp::from_second(now.as_second())?,
+            expires: Timestamp::from_second(now.as_second() + 120)?,
+        }
+        .to_string();
+        let private = std::fs::read(&self.key)?;
+        let signature = SshSignature::sign(&private, NAMESPACE, text.as_bytes())?;
+        let options = CallOptions {
+            id: Some(id),
+            signature: Some(Signed {
+                text,
+                kind: SSH_KIND,
+                signature: signature.to_bytes(),
+            }),
+            ..CallOptions::default()
+        };
+        let reply = client
+            .call_raw(&self.leaf.name, "nix", "run", body, options)
+            .await?;
+        let reply: Value = serde_json::from_slice(&reply)?;
+        Ok(reply["job"].as_str().context("a job")?.parse()?)
+    }
+
     /// Fails unless nothing of the programs is left.
     pub(super) async fn left_nothing(&self) -> anyhow::Result<()> {
+        let jobs = document(&self.leaf, &["nix", "jobs"]).await?;
+        let users: Vec<u32> = jobs["jobs"]
+            .as_array()
+            .context("jobs")?
+            .iter()
+            .filter_map(|job| job["id"].as_str()?.parse::<JobId>().ok())
+            .map(|job| {
+                let random = job.0.as_bytes().last_chunk::<4>().copied().unwrap_or_default();
+                0x7000_0000 + u32::from_be_bytes(random) % 0x1000_0000
+            })
+            .collect();
         until("nothing of the programs is left", async || {
-            let users: Vec<String> = std::fs::read_dir("/proc")?
+            let mut left = std::fs::read_dir("/proc")?
                 .flatten()
                 .filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok())
-                .filter(|status| user_of(status).is_some_and(|user| user >= 0x7000_0000))
-                .collect();
-            Ok(users.is_empty().then_some(()))
+                .filter(|status| user_of(status).is_some_and(|user| users.contains(&user)));
+            let is_left = |user: &u32| Path::new(&format!("/tmp/leaf-program-{user}")).exists();
+            Ok((left.next().is_none() && !users.iter().any(is_left)).then_some(()))
         })
         .await
     }
@@ -81,7 +151,16 @@ fn user_of(status: &str) -> Option<u32> {
 
 pub(super) async fn recorded() -> anyhow::Result<()> {
     let runner = Runner::start().await?;
-    let unsigned = ["nix", "run", "--file", &runner.packages, "tool", "--", "tool"];
+    let unsigned = [
+        "nix",
+        "run",
+        "--record",
+        "--file",
+        &runner.packages,
+        "tool",
+        "--",
+        "tool",
+    ];
     ended(&runner.person.ctl(&runner.leaf, &unsigned).await?, 6, "ign")?;
     let output = runner.run(&[], &["tool", "a b", "$(id)"]).await?;
     ended(&output, 0, "")?;
@@ -212,7 +291,7 @@ pub(super) async fn bounded() -> anyhow::Result<()> {
     let sleeps = ["/bin/busybox", "sleep", "1000"];
     let mut running = Vec::new();
     for _ in 0..8 {
-        let arguments = runner.arguments(&[], &sleeps);
+        let arguments = runner.arguments(&["--record"], &sleeps);
         let mut command = command(&arguments);
         command
             .env("LEAFCTL_CONTEXT", runner.leaf.context_file())

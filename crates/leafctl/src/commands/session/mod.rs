@@ -1,0 +1,7 @@
+//! The commands about sessions of programs.
+
+mod attach;
+
+commands! {
+    Attach(attach::Attach),
+}
