@@ -415,6 +415,31 @@ mod tests {
         );
     }
 
+    #[tokio::test]
+    async fn a_program_that_runs_into_a_file_ends_with_its_code_or_with_its_group_at_the_time_limit() {
+        let place = tempfile::tempdir().expect("a directory");
+        let log = || std::fs::File::create(place.path().join("log")).expect("a file");
+        let said = || std::fs::read_to_string(place.path().join("log")).expect("text");
+        let status = run_into(shell("echo out; echo err >&2; exit 4"), log(), LONG).await;
+        assert_eq!(status.expect("a run").code(), Some(4));
+        assert_eq!(said(), "out\nerr\n");
+        let pid = place.path().join("pid");
+        let script = format!("sleep 600 & echo $! >{}; wait", pid.display());
+        let late = run_into(shell(&script), log(), Duration::from_millis(300)).await;
+        assert!(matches!(late, Err(RunError::TimedOut { .. })), "{late:?}");
+        let child: i32 = std::fs::read_to_string(pid)
+            .expect("text")
+            .trim()
+            .parse()
+            .expect("a number");
+        let child = Pid::from_raw(child).expect("a process");
+        // It is gone, or waits to be reaped by whoever adopted it.
+        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero()));
+        assert!(state.is_err() || state.is_ok_and(|stat| stat.contains(") Z ")));
+        let none = run_into(Command::new("/nowhere/at-all"), log(), LONG).await;
+        assert!(matches!(none, Err(RunError::NotFound { .. })), "{none:?}");
+    }
+
     #[test]
     fn a_failure_names_the_signal_or_what_was_said() {
         // As wait(2) returns them: a signal, or an exit code in the second byte.

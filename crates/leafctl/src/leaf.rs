@@ -152,6 +152,15 @@ impl Leaf {
         Box::pin(self.call_within(request, self.slow_timeout, Body::OfAll)).await
     }
 
+    /// Sends a command to a leaf that may be restarting, and waits for its reply for this time at most.
+    pub(crate) async fn call_briefly<R: Request>(
+        &self,
+        request: &R,
+        limit: Duration,
+    ) -> Result<R::Reply, Error> {
+        Box::pin(self.call_within(request, self.timeout.min(limit), Body::OfAll)).await
+    }
+
     /// Like [`Leaf::call_slow`], for a command whose body is another for each leaf.
     pub(crate) async fn call_slow_with_own_body<R: Request>(&self, request: &R) -> Result<R::Reply, Error> {
         Box::pin(self.call_within(request, self.slow_timeout, Body::Own)).await

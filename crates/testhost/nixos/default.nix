@@ -85,6 +85,19 @@ let
     containers.hostUsers = true;
     # Its package set is not nixpkgs.
     nix.nixpkgs = null;
+    # A test writes the key of a person, who may switch it.
+    system.switch = true;
+    trust.allowedSignersFile = "/var/lib/test-signers";
+    trust.callers.admin = [
+      "runs-code"
+      "cuts-off"
+    ];
+  };
+  service = name: attrs: {
+    systemd.services.${name} = {
+      wantedBy = [ "multi-user.target" ];
+    }
+    // attrs;
   };
 in
 {
@@ -103,5 +116,52 @@ in
     };
     # The same without our modules' services.
     without = host { };
+
+    # Ones that a switch leads to: one that is well, and others that are not.
+    well = host {
+      imports = [
+        leaf
+        (service "speaker" { serviceConfig.ExecStart = "${pkgs.coreutils}/bin/sleep infinity"; })
+      ];
+    };
+    # Its one new unit fails.
+    failing = host {
+      imports = [
+        leaf
+        (service "failing" {
+          serviceConfig.Type = "oneshot";
+          serviceConfig.ExecStart = "${pkgs.coreutils}/bin/false";
+        })
+      ];
+    };
+    # Nobody reaches its NATS server.
+    closed = host {
+      imports = [
+        leaf
+        (service "closed" {
+          serviceConfig = {
+            Type = "oneshot";
+            RemainAfterExit = true;
+            ExecStart = "${pkgs.nftables}/bin/nft -f ${pkgs.writeText "closed" ''
+              table inet closed {
+                chain output {
+                  type filter hook output priority 0
+                  tcp dport 4222 reject with tcp reset
+                }
+              }
+            ''}";
+            ExecStop = "${pkgs.nftables}/bin/nft delete table inet closed";
+          };
+        })
+      ];
+    };
+    # Its leafd becomes ready, and ends soon after that.
+    crashing = host {
+      imports = [ leaf ];
+      systemd.services.leafd.serviceConfig.ExecStartPost = "+${pkgs.writeShellScript "crashing" ''
+        ${pkgs.coreutils}/bin/sleep 2
+        kill -KILL $MAINPID
+      ''}";
+    };
   };
 }

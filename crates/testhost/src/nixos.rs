@@ -60,7 +60,7 @@ const NOT_STORED: [&str; 12] = [
 ];
 
 /// The systems of `nixos/default.nix`.
-const SYSTEMS: [&str; 10] = [
+const SYSTEMS: [&str; 14] = [
     "containers.hello",
     "containers.goodbye",
     "containers.broken",
@@ -71,6 +71,10 @@ const SYSTEMS: [&str; 10] = [
     "hosts.leaf",
     "hosts.next",
     "hosts.without",
+    "hosts.well",
+    "hosts.failing",
+    "hosts.closed",
+    "hosts.crashing",
 ];
 
 /// The beginning of the names of directories of systems.

@@ -1,4 +1,4 @@
-//! The guide of `docs/fleet.md`: each command in it, and in the README, exists with its flags, and what its blocks make is valid. The
+//! The guide of `docs/fleet.md`: each command in it, and in `docs/keys.md`, `docs/deploy.md` and the README, exists with its flags, and what its blocks make is valid. The
 //! blocks are carried out as a whole on test hosts (`testhost::Fleet::connect`).
 
 use std::path::{Path, PathBuf};
@@ -61,9 +61,11 @@ fn word(text: &str) -> String {
 pub(crate) async fn exist() -> anyhow::Result<()> {
     let document = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(name);
     let (readme, keys) = (document("README.md"), document("docs/keys.md"));
+    let deploy = document("docs/deploy.md");
     let documents = [
         ("docs/fleet.md", Guide::read()?.text().to_owned(), 15),
         ("docs/keys.md", std::fs::read_to_string(keys)?, 10),
+        ("docs/deploy.md", std::fs::read_to_string(deploy)?, 10),
         ("README.md", std::fs::read_to_string(readme)?, 40),
     ];
     for (document, text, least) in documents {

@@ -17,6 +17,8 @@ use crate::session::Session;
 
 /// The period in which the leaf is asked.
 const EVERY: Duration = Duration::from_millis(500);
+/// How long the leaf may take to answer: a request that came while leafd was restarted has no answer.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// How long after the end of its time the leaf may be on its way back, or install the system.
 const LATER: Duration = Duration::from_secs(300);
 
@@ -81,7 +83,7 @@ async fn until_decided(
     let mut has_confirmed = false;
     loop {
         // leafd is restarted by most switches, and does not answer for a while.
-        let report = leaf.call(&ListGenerations {}).await;
+        let report = leaf.call_briefly(&ListGenerations {}, ANSWERS_WITHIN).await;
         match report {
             Ok(report) => {
                 if let Some(decided) = report.decided.into_iter().find(|decided| decided.id == id) {

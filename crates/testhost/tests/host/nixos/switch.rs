@@ -1,0 +1,268 @@
+//! Switches of a NixOS host by `leafctl system`: it stays on a system that was confirmed, and comes back from any other.
+
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+use testhost::nixos::Systems;
+
+use super::{SLOW, leaf_on_nixos};
+use crate::leaf::Leaf;
+use crate::{Outcome, Trials};
+
+pub(crate) const TRIALS: Trials = &[
+    (
+        "a_nixos_host_comes_back_from_a_system_that_is_not_well_and_says_why",
+        not_well,
+    ),
+    (
+        "a_nixos_host_stays_on_a_system_that_was_confirmed_and_a_power_cut_before_boots_the_one_of_before",
+        confirmed,
+    ),
+];
+
+/// A host whose person may switch it.
+struct Switched {
+    leaf: Leaf,
+    systems: Systems,
+}
+
+impl Switched {
+    fn up() -> Result<Self> {
+        let systems = Systems::here()?;
+        let leaf = leaf_on_nixos(&systems)?;
+        leaf.host
+            .ok("ssh-keygen -q -t ed25519 -N '' -C '' -f /root/key && \
+             echo \"admin $(cat /root/key.pub)\" >/var/lib/test-signers && chmod 644 /var/lib/test-signers")?;
+        Ok(Self { leaf, systems })
+    }
+
+    /// Runs `leafctl system` as the person who may switch.
+    fn system(&self, arguments: &str) -> Result<testhost::Output> {
+        self.leaf.host.run_within(
+            &format!("LEAFCTL_SIGN_WITH=/root/key leafctl --json --timeout 60s system {arguments}"),
+            SLOW,
+        )
+    }
+
+    fn report(&self) -> Result<Value> {
+        self.leaf.ctl("system generations")
+    }
+
+    /// Returns what runs, what the profile names, and what is booted next.
+    fn now(&self) -> Result<[String; 3]> {
+        let links = self.leaf.host.ok(
+            "readlink -f /run/current-system; readlink -f /nix/var/nix/profiles/system || echo none; \
+             dirname $(readlink /sbin/init)",
+        )?;
+        let links: Vec<String> = links.lines().map(str::to_owned).collect();
+        links.try_into().map_err(|links| anyhow::anyhow!("{links:?}"))
+    }
+
+    /// Checks that the last change went back for a reason with this text, and that the host is as it was.
+    fn is_back(&self, because: &str) -> Outcome {
+        self.leaf.answers()?;
+        self.leaf.until("the change has gone back", || {
+            let report = self.report()?;
+            Ok(report["change"].is_null())
+        })?;
+        let report = self.report()?;
+        let last = &report["decided"][0];
+        ensure!(last["decision"] == "back", "{report}");
+        let why = last["why"].as_str().context("a reason")?;
+        ensure!(why.contains(because), "{why:?} has no {because:?}");
+        let old = self.systems.host("leaf")?;
+        let [running, _, boots] = self.now()?;
+        ensure!([running.as_str(), &boots] == [old, old], "{running} {boots}");
+        let failed = self.leaf.host.ok("systemctl --failed --no-legend")?;
+        ensure!(failed.is_empty(), "{failed}");
+        let left = self
+            .leaf
+            .host
+            .ok("ls /var/lib/cim-leaf-change | grep -v -e decided -e lock -e switch.log || true")?;
+        ensure!(left.is_empty(), "left: {left}");
+        Ok(())
+    }
+
+    /// Fails with the logs of a switch.
+    fn logged<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.map_err(|error| {
+            let log = self
+                .leaf
+                .host
+                .run("journalctl --no-pager -o cat -n 150 -u leaf-switch -u leaf-change -u leaf-helper -u leafd")
+                .map(|output| output.stdout)
+                .unwrap_or_default();
+            error.context(log)
+        })
+    }
+}
+
+fn not_well() -> Outcome {
+    let host = Switched::up()?;
+    host.logged(comes_back(&host))
+}
+
+fn comes_back(host: &Switched) -> Outcome {
+    let begun = |name: &str| Ok::<_, anyhow::Error>((host.systems.host(name)?, Instant::now()));
+    // What is no system is refused before anything is written.
+    let hello = host
+        .leaf
+        .host
+        .ok("nix-store --query --requisites /run/current-system | grep nats-server | head -1")?;
+    let refused = host.system(&format!("switch {}", hello.trim()))?;
+    ensure!(refused.status == 6, "{refused:?}");
+    ensure!(refused.stderr.contains("is no NixOS system"), "{refused:?}");
+    // That of a container has no leaf.
+    let without = host.systems.host("without")?;
+    let refused = host.system(&format!("switch {without}"))?;
+    ensure!(
+        refused.status == 6 && refused.stderr.contains("has no cim-leaf"),
+        "{refused:?}"
+    );
+    host.leaf
+        .host
+        .ok("! ls /var/lib/cim-leaf-change/*.json 2>/dev/null")?;
+
+    let (failing, began) = begun("failing")?;
+    let back = host.system(&format!("switch --confirm {failing}"))?;
+    ensure!(
+        back.status == 7 && back.stderr.contains("failing.service"),
+        "{back:?}"
+    );
+    host.is_back("failing.service")?;
+    eprintln!(
+        "back from a unit that fails after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+
+    let (crashing, began) = begun("crashing")?;
+    let back = host.system(&format!("switch --confirm {crashing}"))?;
+    ensure!(back.status == 7, "{back:?}");
+    host.is_back("leafd.service")?;
+    eprintln!(
+        "back from a leafd that crashes after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+
+    let (closed, began) = begun("closed")?;
+    let open = host.system(&format!("switch --no-witness --detach --within 60s {closed}"))?;
+    ensure!(open.status == 0, "{open:?}");
+    host.leaf.until("the new system is in use", || {
+        Ok(host
+            .leaf
+            .host
+            .run("nft list table inet closed >/dev/null")?
+            .status
+            == 0)
+    })?;
+    // Nobody reaches it, and nobody has to.
+    let lost = host.leaf.host.run("leafctl --json --timeout 2s leaf show")?;
+    ensure!(lost.status != 0, "{lost:?}");
+    // Beside other work the switch itself may take all of the time; then it is killed.
+    host.is_back("in time")?;
+    eprintln!(
+        "back from a firewall that blocks NATS after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+fn confirmed() -> Outcome {
+    let mut host = Switched::up()?;
+    let outcome = stays(&mut host);
+    host.logged(outcome)
+}
+
+fn stays(host: &mut Switched) -> Outcome {
+    let old = host.systems.host("leaf")?.to_owned();
+    let well = host.systems.host("well")?.to_owned();
+    host.leaf.bring_tools()?;
+    host.leaf.running("web")?;
+    let runs = "machinectl show web --property=Leader --value";
+    let leader = host.leaf.host.ok(runs)?;
+
+    // The power is cut when it waits to be confirmed.
+    let open = host.system(&format!("switch --no-witness --detach {well}"))?;
+    ensure!(open.status == 0, "{open:?}");
+    host.leaf.until("it can be confirmed", || {
+        let report = host.leaf.run("system generations")?;
+        let report: Value = serde_json::from_str(&report.stdout).unwrap_or_default();
+        Ok(report["can_be_confirmed"] == true)
+    })?;
+    ensure!(host.now()?[0] == well, "{:?}", host.now()?);
+    ensure!(
+        host.leaf.host.ok(runs)? == leader,
+        "a container noticed the switch"
+    );
+    let second = host.system(&format!("test {well}"))?;
+    ensure!(
+        second.status == 6 && second.stderr.contains("is open"),
+        "{second:?}"
+    );
+    host.leaf.host.ok("sync")?;
+    host.leaf.host.cut_power();
+    host.leaf.host.boot()?;
+    host.is_back("was rebooted before it was confirmed")?;
+
+    // And now it is confirmed, over a new connection.
+    host.leaf.until_phase("web", "running")?;
+    let leader = host.leaf.host.ok(runs)?;
+    let began = Instant::now();
+    let done = host.system(&format!("switch --confirm {well}"))?;
+    ensure!(done.status == 0, "{done:?}");
+    eprintln!(
+        "confirmed and installed after {:.1} s",
+        began.elapsed().as_secs_f64()
+    );
+    let shown: Value = serde_json::from_str(done.stdout.trim()).with_context(|| done.stdout.clone())?;
+    ensure!(
+        shown["outcome"] == "confirmed" && shown["by"] == "admin",
+        "{shown}"
+    );
+    ensure!(
+        host.now()? == [well.clone(), well.clone(), well.clone()],
+        "{:?}",
+        host.now()?
+    );
+    ensure!(
+        host.leaf.host.ok(runs)? == leader,
+        "a container noticed the switch"
+    );
+    let kinds = host.leaf.events("leaf.change_confirmed")?;
+    ensure!(kinds.len() == 1, "{kinds:?}");
+    host.leaf.host.ok("sync")?;
+    host.leaf.host.cut_power();
+    host.leaf.host.boot()?;
+    host.leaf.answers()?;
+    ensure!(
+        host.now()? == [well.clone(), well.clone(), well],
+        "{:?}",
+        host.now()?
+    );
+
+    // Back to what the boot loader had before anybody switched: it is a system of the store, and becomes the newest generation.
+    let plain = host.leaf.host.ok_within(
+        &format!(
+            "date +%s.%N; systemd-run --quiet --wait --pipe --collect -p Environment=PATH=$PATH {old}/bin/switch-to-configuration test \
+             >/dev/null 2>&1; date +%s.%N; systemd-run --quiet --wait --pipe --collect -p Environment=PATH=$PATH \
+             $(readlink -f /nix/var/nix/profiles/system)/bin/switch-to-configuration test >/dev/null 2>&1"
+        ),
+        SLOW,
+    )?;
+    let times: Vec<f64> = plain.lines().filter_map(|line| line.parse().ok()).collect();
+    if let [from, to] = times[..] {
+        eprintln!("plain switch-to-configuration test took {:.1} s", to - from);
+    }
+    host.leaf.answers()?;
+    let back = host.system(&format!("switch --confirm {old}"))?;
+    ensure!(back.status == 0, "{back:?}");
+    let rolled = host.system("rollback --confirm")?;
+    ensure!(rolled.status == 0, "{rolled:?}");
+    let report = host.report()?;
+    ensure!(
+        report["generations"].as_array().map(Vec::len) == Some(3),
+        "{report}"
+    );
+    host.leaf.answers()
+}
