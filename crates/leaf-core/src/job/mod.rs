@@ -10,6 +10,7 @@
 pub mod build;
 pub mod check;
 pub mod eval;
+pub mod exit;
 pub mod explanation;
 pub mod gc;
 pub mod installable;
@@ -32,13 +33,14 @@ use crate::provenance::envelope::Envelope;
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use check::{CheckResult, CheckTask};
 pub use eval::{EvalResult, EvalTask};
+pub use exit::ProgramExit;
 pub use explanation::{Explanation, FailureKind};
 pub use gc::{GcResult, GcTask, RootsResult, RootsTask};
 pub use installable::Installable;
 pub use outcome::{Failure, JobFailureCause, JobOutcome};
 pub use policy::NixPolicy;
 pub use print_env::{PrintEnvResult, PrintEnvTask};
-pub use run::{ProgramExit, RunResult, RunTask};
+pub use run::{RunResult, RunTask};
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Installable;
 use super::build::check_all;
+use super::exit::ProgramExit;
 use crate::id::StorePath;
 use crate::session::SessionTask;
 
@@ -109,16 +110,6 @@ pub struct RunResult {
     /// The outputs of the packages, on whose `bin` directories it was run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub packages: Vec<StorePath>,
-}
-
-/// How a program ended.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum ProgramExit {
-    /// By itself, with this exit code.
-    Code(i32),
-    /// By this signal, such as `KILL`.
-    Signal(String),
 }
 
 /// The last bytes of an output.
