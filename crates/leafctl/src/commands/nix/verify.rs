@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use leaf_core::command::{Attestation, Attestations, ListAttestations};
 use leaf_core::id::{JobId, LeafName, StorePath};
+use leaf_core::job::Installable;
 use leaf_core::printable::printable_line;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::provenance::statement::Statement;
@@ -160,8 +161,6 @@ fn lines(verified: &Verified, statement: &Statement) -> Vec<(&'static str, Strin
     let named = [
         ("built by", "/runDetails/builder/id"),
         ("for", "/buildDefinition/externalParameters/caller"),
-        ("from", "/buildDefinition/externalParameters/installables"),
-        ("derivations", "/buildDefinition/resolvedDependencies"),
         ("finished", "/runDetails/metadata/finishedOn"),
     ];
     lines.extend(
@@ -169,6 +168,23 @@ fn lines(verified: &Verified, statement: &Statement) -> Vec<(&'static str, Strin
             .into_iter()
             .filter_map(|(label, pointer)| Some((label, text(pointer)?))),
     );
+    let list = |pointer: &str| statement.predicate.pointer(pointer).and_then(Value::as_array);
+    let installables = list("/buildDefinition/externalParameters/installables")
+        .into_iter()
+        .flatten();
+    lines.extend(installables.map(|installable| {
+        // One of a newer leafd is printed as it is.
+        let known = serde_json::from_value::<Installable>(installable.clone());
+        (
+            "asked for",
+            known.map_or_else(|_| installable.to_string(), |known| known.to_string()),
+        )
+    }));
+    let dependencies = list("/buildDefinition/resolvedDependencies")
+        .into_iter()
+        .flatten();
+    let uris = dependencies.filter_map(|dependency| dependency.get("uri")?.as_str());
+    lines.extend(uris.map(|uri| ("derivation", uri.strip_prefix("nix:").unwrap_or(uri).to_owned())));
     lines.push((
         "signature",
         match verified.key_given {
