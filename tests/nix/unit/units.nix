@@ -59,6 +59,7 @@ in
       ConditionPathExists = [
         "|/var/lib/cim-leaf-change/armed.json"
         "|/var/lib/cim-leaf-change/going-back.json"
+        "|/var/lib/cim-leaf-change/blessed.json"
       ];
       WantedBy = "multi-user.target";
     };
