@@ -1,11 +1,16 @@
-//! A session with a model of its runner: timers and controls.
+//! A session whose requests and replies are lost and come late: what the program prints and reads is the same all the same.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use leaf_core::job::ProgramExit;
 use leaf_core::moment::Moment;
 use leaf_core::session::wire::{FromRunner, Input, Kept, Stream, ToRunner};
-use leaf_core::session::{Action, Asked, Attach, Control, Do, Read, Reason, Reply, Session, SessionTask};
+use leaf_core::session::{
+    Action, Asked, Attach, Control, Do, Phase, Read, Reason, Reply, Session, SessionTask, State,
+};
+use proptest::prelude::*;
+
 /// A runner of a program that prints this and takes all that it is given.
 struct Runner {
     prints: Vec<u8>,
@@ -13,6 +18,7 @@ struct Runner {
     taken: Vec<u8>,
     room: u64,
     end_at: Option<u64>,
+    exited: bool,
     cancelled: bool,
 }
 
@@ -44,6 +50,7 @@ impl World {
                 taken: Vec::new(),
                 room: 10,
                 end_at: None,
+                exited: false,
                 cancelled: false,
             },
             now: Moment::default(),
@@ -121,10 +128,13 @@ impl World {
         self.runner.pull = None;
         let hello = FromRunner::Hello {
             version: 1,
-            stdout: Kept::default(),
+            stdout: Kept {
+                first: 0,
+                end: self.runner.prints.len() as u64,
+            },
             stderr: Kept::default(),
             input: self.input(),
-            exit: None,
+            exit: self.runner.exited.then_some(ProgramExit::Code(0)),
         };
         let actions = self.session.hear(hello, Vec::new());
         self.carry_out(actions);
@@ -184,6 +194,81 @@ fn read(stdout: u64, state: u64, again: bool) -> Asked {
         again,
         wait_ms: 1000,
     })
+}
+
+proptest! {
+    /// `losses` says of each request whether it, or its reply, is lost.
+    #[test]
+    fn all_that_is_printed_and_typed_arrives_once_and_in_order(
+        prints in proptest::collection::vec(any::<u8>(), 0..6000),
+        types in proptest::collection::vec(any::<u8>(), 0..300),
+        losses in proptest::collection::vec(any::<bool>(), 1..60),
+        restarts in proptest::collection::vec(any::<u8>(), 1..20),
+    ) {
+        let mut world = World::new(prints.clone());
+        let mut attachment = world.attach();
+        world.hello();
+        let (mut got, mut typed, mut state, mut again) = (Vec::new(), 0_u64, 0, false);
+        let mut exited = false;
+        let mut done = false;
+        for step in 0..2000 {
+            let is_lost = step < 200 && losses[step % losses.len()];
+            if step < 200 && restarts[step % restarts.len()] == 0 {
+                // leafd begins anew: it knows nothing of the client.
+                world.session = Session::new(&task(), format!("r{step}"), world.now);
+                world.hello();
+            }
+            if got.len() == prints.len() && typed == types.len() as u64 && !exited {
+                exited = true;
+                world.runner.exited = true;
+                let exit = FromRunner::Exited {
+                    exit: ProgramExit::Code(0),
+                    stdout: prints.len() as u64,
+                    stderr: 0,
+                };
+                let actions = world.session.hear(exit, Vec::new());
+                world.carry_out(actions);
+            }
+            let reply = world.ask(&attachment, read(got.len() as u64, state, again));
+            again = is_lost || reply.is_none();
+            if let (Some(Reply::Output { output, state: new }), false) = (reply, is_lost) {
+                if let Some((_, offset, bytes)) = output {
+                    prop_assert!(bytes.len() <= 1024);
+                    if offset == got.len() as u64 {
+                        got.extend(bytes);
+                    } else {
+                        again = true;
+                    }
+                }
+                match new {
+                    Some(State { phase: Phase::Ended { reason: Reason::Restarted, .. }, .. }) => {
+                        attachment = world.attach();
+                        (state, again) = (0, false);
+                    }
+                    Some(State { phase: Phase::Ended { reason, .. }, .. }) => {
+                        prop_assert_eq!(reason, Reason::Done);
+                        done = true;
+                        break;
+                    }
+                    Some(new) => state = new.number,
+                    None => {}
+                }
+            }
+            let begin = usize::try_from(typed).expect("small");
+            let part: Vec<u8> = types[begin..].iter().take(40).copied().collect();
+            if !part.is_empty() {
+                let reply = world.ask(&attachment, Asked::Write { offset: typed, bytes: part });
+                if let (Some(Reply::Written(written)), false) = (reply, is_lost) {
+                    typed = typed.max(written.end.min(types.len() as u64));
+                }
+            }
+            world.pass(1);
+        }
+        prop_assert!(done, "{} of {}, {typed} of {}", got.len(), prints.len(), types.len());
+        prop_assert_eq!(got, prints);
+        prop_assert_eq!(&world.runner.taken, &types);
+        prop_assert!(!world.runner.cancelled);
+    }
 }
 
 #[test]
