@@ -57,13 +57,15 @@ impl Runner {
         arguments
     }
 
+    /// Runs a command to its end without a session, and returns what its record has.
     pub(super) async fn run(&self, options: &[&str], command: &[&str]) -> anyhow::Result<Output> {
+        let options = [&["--record"], options].concat();
         self.person
-            .ctl(&self.leaf, &self.arguments(options, command))
+            .ctl(&self.leaf, &self.arguments(&options, command))
             .await
     }
 
-    /// Runs a shell script to its end, and returns what it printed.
+    /// Runs a shell script to its end without a session, and returns what its record has.
     pub(super) async fn script(&self, options: &[&str], script: &str) -> anyhow::Result<Output> {
         self.run(options, &["/bin/busybox", "sh", "-c", script]).await
     }
