@@ -2,6 +2,7 @@
 
 mod guests;
 mod host;
+mod programs;
 mod stock;
 mod switch;
 
@@ -15,7 +16,7 @@ use crate::Trials;
 use crate::leaf::{Leaf, SYSTEM, quoted};
 
 /// The tests of all files here, but of those that need the stock program `nixos-container`.
-pub(crate) const TRIALS: &[Trials] = &[guests::TRIALS, host::TRIALS, switch::TRIALS];
+pub(crate) const TRIALS: &[Trials] = &[guests::TRIALS, host::TRIALS, programs::TRIALS, switch::TRIALS];
 
 /// The tests that need `nixos-container` on the NixOS host.
 pub(crate) const WITH_NIXOS_CONTAINER: &[Trials] = &[stock::TRIALS];
