@@ -225,7 +225,7 @@ impl Server {
         if link.is_connected()
             && let Err(error) = link.flush(KNOWN_WITHIN).await
         {
-            tracing::warn!(%error, "the server may not know yet that commands are taken");
+            tracing::warn!(%error, "the NATS server did not confirm the subscription to commands in time: the first ones may find no responder");
         }
         let leaf = info.leaf.clone();
         Ok(Self {

@@ -43,12 +43,12 @@ pub struct Beat {
         deserialize_with = "labels::read_texts"
     )]
     pub labels: Labels,
-    /// What the leaf has for builds, if it runs any.
+    /// The systems, features and number of jobs of the leaf as a builder; absent if it runs no Nix jobs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nix: Option<Box<Builds>>,
 }
 
-/// What a leaf has for builds, for whoever looks for one that can carry out a build.
+/// The systems, features and number of jobs of a leaf as a builder, by which clients choose the leaf for a build.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Builds {
     /// The system that its Nix evaluates and builds for, such as `x86_64-linux`.
@@ -56,7 +56,7 @@ pub struct Builds {
     /// The further systems that it builds for.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub more_systems: BTreeSet<String>,
-    /// What it has of each feature.
+    /// The count of each feature that the leaf has, by name.
     #[serde(default, skip_serializing_if = "Features::is_empty")]
     pub features: Features,
     /// The maximum number of jobs that run at once.

@@ -10,7 +10,7 @@ pub const MAX_ALLOWED_UNITS: usize = 32;
 /// The longest name of a unit, in bytes (systemd.unit(5)).
 const MAX_UNIT_BYTES: usize = 255;
 
-/// What a change of the system leads to.
+/// The mode of a change of the system: whether it is activated now, and whether it is booted later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum SystemMode {
@@ -28,7 +28,7 @@ pub enum SystemMode {
 pub struct SystemChange {
     /// The toplevel of the system.
     pub toplevel: StorePath,
-    /// What it leads to.
+    /// The mode of the change.
     pub mode: SystemMode,
     /// The units whose failure is no reason to go back.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -96,7 +96,7 @@ pub struct ArmedSystem {
     pub toplevel: StorePath,
     /// The toplevel of the system that ran when the change was armed.
     pub previous: StorePath,
-    /// What it leads to.
+    /// The mode of the change.
     pub mode: SystemMode,
     /// The toplevel that the host's profile named when it was armed. Where it names neither this nor the new one at the end, somebody
     /// else has set it, and it stays.

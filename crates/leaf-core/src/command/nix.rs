@@ -39,7 +39,7 @@ commands! {
         /// The systems for which it may be built, such as `x86_64-linux`, at most 8: one is enough. Without them, any.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         systems: BTreeSet<String>,
-        /// What it takes of the leaf's features while it runs, such as `{"kvm": 1}`.
+        /// The count of each of the leaf's features that the build takes while it runs, such as `{"kvm": 1}`.
         #[serde(default, skip_serializing_if = "Features::is_empty")]
         features: Features,
         /// Its priority among the queued jobs.

@@ -65,7 +65,7 @@ commands! {
     } {
         /// The toplevel of the system, which the leaf's store has.
         toplevel: StorePath,
-        /// That the caller knows that nobody guards the next boot: without it the command is refused.
+        /// The consent to a boot without a way back: if it fails, nothing boots the system before. Without it the command is refused.
         #[serde(default, skip_serializing_if = "is_false")]
         uncounted: bool,
     } -> OpenChange
@@ -125,12 +125,12 @@ pub struct Generation {
 pub struct DecidedSwitch {
     /// The change.
     pub id: ChangeId,
-    /// What became of it: `confirmed` or `back`.
+    /// The decision on the change: `confirmed` or `back`.
     pub decision: Decision,
     /// The system that was switched to, if the record says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub toplevel: Option<StorePath>,
-    /// What it was to lead to, if the record says so.
+    /// The mode of the change, if the record names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<SystemMode>,
     /// Who asked for it, if the record says so.

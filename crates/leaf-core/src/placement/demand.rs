@@ -20,7 +20,7 @@ const MAX_NAME_BYTES: usize = 32;
 /// What a job takes of its leaf while it runs, and its place in the queue.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Demand {
-    /// What it takes of the leaf's features.
+    /// The count of each of the leaf's features that the job takes while it runs, by name.
     #[serde(default, skip_serializing_if = "Features::is_empty")]
     pub features: Features,
     /// Its priority among the queued jobs.
