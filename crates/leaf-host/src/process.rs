@@ -399,6 +399,18 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
+    /// Waits for the end of the process whose number is in this file: it was sent SIGKILL, and dies on its own time.
+    async fn child_ends(pid_file: &Path) {
+        let pid = std::fs::read_to_string(pid_file).expect("text");
+        let pid = pid.trim().parse().expect("a number");
+        if let Some(handle) = ProcessHandle::open(pid).expect("a look") {
+            tokio::time::timeout(LONG, handle.ended())
+                .await
+                .expect("it was killed")
+                .expect("a wait");
+        }
+    }
+
     #[tokio::test]
     async fn a_program_gets_its_input_and_its_output_is_kept_up_to_the_bounds() {
         let script = "cat; seq 100000 >&2; exit 3";
@@ -427,15 +439,7 @@ mod tests {
         let script = format!("sleep 600 & echo $! >{}; wait", pid.display());
         let late = run_into(shell(&script), log(), Duration::from_millis(300)).await;
         assert!(matches!(late, Err(RunError::TimedOut { .. })), "{late:?}");
-        let child: i32 = std::fs::read_to_string(pid)
-            .expect("text")
-            .trim()
-            .parse()
-            .expect("a number");
-        let child = Pid::from_raw(child).expect("a process");
-        // It is gone, or waits to be reaped by whoever adopted it.
-        let state = std::fs::read_to_string(format!("/proc/{}/stat", child.as_raw_nonzero()));
-        assert!(state.is_err() || state.is_ok_and(|stat| stat.contains(") Z ")));
+        child_ends(&pid).await;
         let none = run_into(Command::new("/nowhere/at-all"), log(), LONG).await;
         assert!(matches!(none, Err(RunError::NotFound { .. })), "{none:?}");
     }
@@ -465,17 +469,7 @@ mod tests {
         let script = format!("sleep 600 & echo $! >{}; wait", pid_file.display());
         let refused = run(shell(&script), b"", bounds(Duration::from_secs(1))).await;
         assert!(matches!(refused, Err(RunError::TimedOut { .. })), "{refused:?}");
-        let pid: u32 = std::fs::read_to_string(&pid_file)
-            .expect("the number of the child's child")
-            .trim()
-            .parse()
-            .expect("a number");
-        if let Some(handle) = ProcessHandle::open(pid).expect("a look") {
-            tokio::time::timeout(LONG, handle.ended())
-                .await
-                .expect("it was killed")
-                .expect("a wait");
-        }
+        child_ends(&pid_file).await;
     }
 
     #[tokio::test]
