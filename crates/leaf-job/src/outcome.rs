@@ -1,8 +1,8 @@
 //! The outcome of a job in the format of `outcome.json`.
 
 use leaf_core::job::{
-    BuildResult, BuiltDerivation, CheckResult, EvalResult, Explanation, Failure, GcResult, JobOutcome,
-    JobResult, PrintEnvResult, RootsResult, RunResult,
+    BuildResult, BuiltDerivation, CheckResult, DiffResult, EvalResult, Explanation, Failure, GcResult,
+    JobOutcome, JobResult, PrintEnvResult, RootsResult, RunResult,
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +49,7 @@ enum NamedResult {
     Check(CheckResult),
     Gc(GcResult),
     Roots(RootsResult),
+    Diff(DiffResult),
     Run(RunResult),
 }
 
@@ -61,6 +62,7 @@ impl From<JobResult> for StoredResult {
             JobResult::Check(result) => Self::Named(NamedResult::Check(result)),
             JobResult::Gc(result) => Self::Named(NamedResult::Gc(result)),
             JobResult::Roots(result) => Self::Named(NamedResult::Roots(result)),
+            JobResult::Diff(result) => Self::Named(NamedResult::Diff(result)),
             JobResult::Run(result) => Self::Named(NamedResult::Run(result)),
         }
     }
@@ -75,6 +77,7 @@ impl From<StoredResult> for JobResult {
             StoredResult::Named(NamedResult::Check(result)) => Self::Check(result),
             StoredResult::Named(NamedResult::Gc(result)) => Self::Gc(result),
             StoredResult::Named(NamedResult::Roots(result)) => Self::Roots(result),
+            StoredResult::Named(NamedResult::Diff(result)) => Self::Diff(result),
             StoredResult::Named(NamedResult::Run(result)) => Self::Run(result),
         }
     }
@@ -141,6 +144,8 @@ mod tests {
             // Since garbage.
             r#"{"outcome":{"phase":"succeeded","about":{"task":"gc","paths":3,"given_up_jobs":1,"free_bytes_before":5,"free_bytes_after":9}}}"#,
             r#"{"outcome":{"phase":"succeeded","about":{"task":"roots","roots":[{"link":"/x","path":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a"}]}}}"#,
+            // Since differences.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"diff","from_closure_size_bytes":5,"to_closure_size_bytes":6,"packages":[{"name":"a","from":["1"],"to":["2"],"size_bytes":1}],"system":{"units":[{"unit":"a.service","effect":"restarts"}]}}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

@@ -8,13 +8,13 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use leaf_core::id::{JobId, StorePath};
-use leaf_core::job::explanation::{Explanation, FailureKind};
 use leaf_core::job::gc::{GcResult, MOST_PATHS, MOST_ROOTS, ROOT_BYTES, Root, RootsResult};
 use leaf_core::job::process::{End, Finished, Limits, Program, Step};
 use leaf_core::job::{Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::internal_json::cut;
+use crate::plain_log::{PlainLog, absent, failure};
 
 /// The task of the order of both.
 pub const TASK: &str = "gc";
@@ -23,8 +23,6 @@ pub const TASK: &str = "gc";
 const STORE: &str = "/nix/store";
 /// The maximum size of what a program prints, in bytes: 90 of each of a million store paths.
 const MAX_STDOUT_BYTES: usize = 128 << 20;
-/// The maximum length of an error, in bytes.
-const ERROR_BYTES: usize = 4096;
 
 /// An order on disk of a job about the store's garbage.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,8 +58,8 @@ pub struct Gc {
     /// The dead store paths of a dry run, once they are known.
     dead: Option<BTreeSet<String>>,
     deleted: u64,
-    /// The last lines that report no deletion.
-    tail: Vec<String>,
+    /// The lines that report no deletion.
+    log: PlainLog,
 }
 
 impl Gc {
@@ -73,7 +71,7 @@ impl Gc {
             free_before: 0,
             dead: None,
             deleted: 0,
-            tail: Vec::new(),
+            log: PlainLog::default(),
         }
     }
 
@@ -87,7 +85,7 @@ impl Gc {
             if let What::Roots { path: Some(path) } = &self.order.what
                 && !self.real(path).exists()
             {
-                return Err(format!("{path} is not in the store"));
+                return Err(absent(path));
             }
             return Ok(self.run(&match &self.order.what {
                 What::Collect { free_bytes: None, .. } => vec!["--gc".to_owned()],
@@ -193,10 +191,7 @@ impl Gc {
         if line.starts_with("deleting '") {
             self.deleted += 1;
         } else {
-            self.tail.push(line.clone().into_owned());
-            if self.tail.len() > 10 {
-                self.tail.remove(0);
-            }
+            self.log.push(line.clone().into_owned());
         }
         Some(line.into_owned())
     }
@@ -214,27 +209,13 @@ impl Gc {
     /// Returns the error, as far as there is one, in at most 4 KiB.
     #[must_use]
     pub fn error(&self) -> Option<String> {
-        let of_nix = self.tail.iter().position(|line| line.starts_with("error:"));
-        let mut error = self.tail.get(of_nix?..)?.join("\n");
-        cut(&mut error, ERROR_BYTES);
-        Some(error.trim_start_matches("error:").trim().to_owned())
+        self.log.error()
     }
 
     /// Returns the failure of the job with this error.
     #[must_use]
     pub fn failure(&self, error: String, end: End) -> Failure {
-        let kind = match end {
-            End::TimedOut => FailureKind::TimedOut,
-            _ if error.contains("is not in the store") => FailureKind::MissingFile,
-            _ => FailureKind::Unknown,
-        };
-        let mut message = error.clone();
-        cut(&mut message, 1024);
-        Failure {
-            explanation: Some(Box::new(Explanation::new(kind, message))),
-            error,
-            partial: Vec::new(),
-        }
+        failure(error, end)
     }
 }
 

@@ -10,7 +10,8 @@ use std::time::Duration;
 use leaf_core::error::chain;
 use leaf_core::id::JobId;
 use leaf_core::job::{
-    BuildTask, CheckTask, EvalResult, EvalTask, GcTask, Installable, NixPolicy, PrintEnvTask, RootsTask,
+    BuildTask, CheckTask, DiffTask, EvalResult, EvalTask, GcTask, Installable, NixPolicy, PrintEnvTask,
+    RootsTask,
 };
 use leaf_host::process::{self, Bounds, RunError};
 use serde::Deserialize;
@@ -19,6 +20,7 @@ use tokio::process::Command;
 use crate::NixError;
 use crate::build;
 use crate::check;
+use crate::diff;
 use crate::eval;
 use crate::eval::cache::Cache;
 use crate::gc::{self, What};
@@ -298,6 +300,18 @@ impl Nix {
     pub fn roots(&self, task: &RootsTask) -> gc::Order {
         let path = task.path.as_ref().map(ToString::to_string);
         self.about_garbage(What::Roots { path })
+    }
+
+    /// Returns the order of comparing two closures.
+    #[must_use]
+    pub fn diff(&self, task: &DiffTask) -> diff::Order {
+        diff::Order {
+            task: diff::TASK.to_owned(),
+            nix: self.0.nix.clone(),
+            options: self.0.options.clone(),
+            from: task.from.clone(),
+            to: task.to.clone(),
+        }
     }
 
     fn about_garbage(&self, what: What) -> gc::Order {

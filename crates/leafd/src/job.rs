@@ -24,6 +24,7 @@ use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::build::{self, Build};
 use leaf_nix::check::{self, Check};
+use leaf_nix::diff::{self, Diff};
 use leaf_nix::eval::{self, Eval};
 use leaf_nix::gc::{self, Gc};
 use leaf_nix::print_env::{self, PrintEnv};
@@ -76,6 +77,7 @@ impl JobHost {
             }
             Task::Gc(task) => self.jobs.start(job.id, &self.nix.gc(task), time_limit),
             Task::Roots(task) => self.jobs.start(job.id, &self.nix.roots(task), time_limit),
+            Task::Diff(task) => self.jobs.start(job.id, &self.nix.diff(task), time_limit),
             Task::Run(task) => {
                 let packages = BuildTask::new(task.packages.clone(), task.timeout_seconds);
                 let order = self.nix.build(&packages).map_err(|error| refusal(&error))?;
@@ -168,6 +170,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: Some(task) }) if task == print_env::TASK => print_env(job),
         Ok(Named { task: Some(task) }) if task == check::TASK => check(job),
         Ok(Named { task: Some(task) }) if task == gc::TASK => collect(job),
+        Ok(Named { task: Some(task) }) if task == diff::TASK => diff(job),
         Ok(Named { task: Some(task) }) if task == program::TASK => program::run(job),
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
@@ -255,6 +258,20 @@ fn collect(job: ProcessJob) -> io::Result<()> {
         error: Gc::error,
         after_failure: |_, _| None,
         failure: Gc::failure,
+    });
+    job.run(work)
+}
+
+fn diff(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<diff::Order>();
+    let work = order.map(|order| Work {
+        state: Diff::new(order),
+        next: Diff::next,
+        read_line: Diff::read_line,
+        progress: Diff::progress,
+        error: Diff::error,
+        after_failure: |_, _| None,
+        failure: Diff::failure,
     });
     job.run(work)
 }

@@ -171,6 +171,20 @@ commands! {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         timeout_seconds: Option<u32>,
     } -> JobAccepted
+
+    /// Compares the closures of two store paths, above all of two NixOS systems: packages, sizes, and units.
+    Diff: Diff = "diff" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The store path of before, which is in the store.
+        from: StorePath,
+        /// The store path of afterwards, which is in the store.
+        to: StorePath,
+        /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
 }
 
 impl Build {

@@ -103,6 +103,7 @@ fn brief(job: &Job) -> Job {
         Some(JobResult::Check(result)) => result.derivations.truncate(1),
         Some(JobResult::Gc(result)) => result.largest.clear(),
         Some(JobResult::Roots(result)) => result.shorten(0),
+        Some(JobResult::Diff(result)) => result.shorten(0),
         Some(JobResult::Run(result)) => result.shorten(0),
         None => {}
     }
@@ -162,7 +163,8 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
         | Task::Check(_)
         | Task::Run(_)
         | Task::Gc(_)
-        | Task::Roots(_) => false,
+        | Task::Roots(_)
+        | Task::Diff(_) => false,
     };
     let open = state.jobs.values().filter(|job| !job.phase.is_final());
     open.filter(needless).map(|job| job.id).collect()

@@ -10,8 +10,8 @@ use crate::id::{JobId, StorePath};
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
 use crate::job::{
-    BuildTask, CheckTask, EvalTask, GcTask, Installable, Job, JobPhase, JobResult, PrintEnvTask, RootsTask,
-    RunTask, Task,
+    BuildTask, CheckTask, DiffTask, EvalTask, GcTask, Installable, Job, JobPhase, JobResult, PrintEnvTask,
+    RootsTask, RunTask, Task,
 };
 use crate::placement::JobKey;
 use crate::placement::demand::{Demand, check_features};
@@ -86,6 +86,14 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
                 timeout_seconds: time_limit(c.timeout_seconds, context)?,
             };
             (Task::Roots(task), Demand::default())
+        }
+        Command::Diff(c) => {
+            let task = DiffTask {
+                from: c.from.clone(),
+                to: c.to.clone(),
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            (Task::Diff(task), Demand::default())
         }
         Command::Run(c) => {
             let task = RunTask {

@@ -37,6 +37,7 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
         JobResult::PrintEnv(result) => return result.shorten(max_bytes),
         JobResult::Gc(result) => return result.shorten(max_bytes),
         JobResult::Roots(result) => return result.shorten(max_bytes),
+        JobResult::Diff(result) => return result.shorten(max_bytes),
         JobResult::Check(result) => {
             shorten_derivations(&mut result.derivations, max_bytes);
             return;

@@ -9,6 +9,7 @@
 
 pub mod build;
 pub mod check;
+pub mod diff;
 pub mod eval;
 pub mod exit;
 pub mod explanation;
@@ -32,6 +33,7 @@ use crate::provenance::envelope::Envelope;
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
 pub use check::{CheckResult, CheckTask};
+pub use diff::{DiffResult, DiffTask};
 pub use eval::{EvalResult, EvalTask};
 pub use exit::ProgramExit;
 pub use explanation::{Explanation, FailureKind};
@@ -123,6 +125,8 @@ pub enum Task {
     Gc(GcTask),
     /// `nix-store --query --roots`.
     Roots(RootsTask),
+    /// The difference of two closures.
+    Diff(DiffTask),
     /// Packages, and a program that is run with them.
     Run(RunTask),
 }
@@ -138,6 +142,7 @@ impl Task {
             Self::Check(task) => task.timeout_seconds,
             Self::Gc(task) => task.timeout_seconds,
             Self::Roots(task) => task.timeout_seconds,
+            Self::Diff(task) => task.timeout_seconds,
             Self::Run(task) => task.timeout_seconds,
         }
     }
@@ -188,6 +193,8 @@ pub enum JobResult {
     Gc(GcResult),
     /// What holds store paths.
     Roots(RootsResult),
+    /// What differs between two closures.
+    Diff(DiffResult),
     /// The end of a program.
     Run(RunResult),
 }
@@ -203,7 +210,8 @@ impl JobResult {
             | Self::Check(_)
             | Self::Run(_)
             | Self::Gc(_)
-            | Self::Roots(_) => None,
+            | Self::Roots(_)
+            | Self::Diff(_) => None,
         }
     }
 }

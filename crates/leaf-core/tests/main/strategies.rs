@@ -488,6 +488,9 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
             Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default() })
         }),
+        1 => (job_id(), caller(), store_path(), store_path()).prop_map(|(id, owner, from, to)| {
+            Fact::from(JobQueued { id, owner, task: Task::Diff(DiffTask { from, to, timeout_seconds: 60 }), demand: Demand::default() })
+        }),
         1 => (job_id(), caller(), installable(), vec("[ -~]{1,4}", 1..3)).prop_map(|(id, owner, installable, command)| {
             Fact::from(JobQueued {
                 id,
@@ -523,6 +526,11 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
             let environment = print_env::Environment { bash_functions: functions, ..Default::default() };
             let result = PrintEnvResult { environment, ..PrintEnvResult::default() };
             Fact::from(JobSucceeded { id, result: JobResult::PrintEnv(result) })
+        }),
+        1 => (job_id(), "[a-z]{1,9}", any::<i64>()).prop_map(|(id, name, size_bytes)| {
+            let package = diff::PackageDiff { name, from: vec!["1".to_owned()], to: Vec::new(), size_bytes };
+            let result = DiffResult { packages: vec![package], ..DiffResult::default() };
+            Fact::from(JobSucceeded { id, result: JobResult::Diff(result) })
         }),
         1 => (job_id(), any::<i32>(), vec(any::<u8>(), 0..9), any::<u32>()).prop_map(|(id, code, output, before)| Fact::from(JobSucceeded {
             id,

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod check;
+mod diff;
 mod eval;
 mod gc;
 mod lab;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         check::TESTS,
         policy::TESTS,
         gc::TESTS,
+        diff::TESTS,
         bad_input::TESTS,
     ]
     .into_iter()

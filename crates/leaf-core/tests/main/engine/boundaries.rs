@@ -94,6 +94,17 @@ fn eval() -> Eval {
     }
 }
 
+fn diff() -> Diff {
+    let path = |name: &str| {
+        StorePath::new(format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}")).expect("a path")
+    };
+    Diff {
+        from: path("old"),
+        to: path("new"),
+        timeout_seconds: None,
+    }
+}
+
 fn print_env() -> PrintEnv {
     PrintEnv {
         installable: Installable::Flake {
@@ -274,6 +285,7 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
             .into(),
             None,
         ),
+        (diff().into(), None),
         (CancelJob { id: job }.into(), None),
     ]
 }

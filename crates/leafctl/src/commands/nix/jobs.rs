@@ -31,6 +31,7 @@ impl Jobs {
                         },
                         Task::Check(task) => format!("check {}", task.installable),
                         Task::PrintEnv(task) => format!("print-env {}", task.installable),
+                        Task::Diff(task) => format!("diff {} {}", task.from, task.to),
                         Task::Run(run) => format!("run {}", run.command.join(" ")),
                     };
                     let result = match (&job.result, &job.error) {
@@ -52,6 +53,10 @@ impl Jobs {
                                 "{} bytes of JSON",
                                 result.environment_left_out_bytes.unwrap_or_default()
                             )
+                        }
+                        (Some(JobResult::Diff(result)), _) => {
+                            let count = result.packages.len() as u64 + result.packages_left_out;
+                            format!("{count} packages differ")
                         }
                         (Some(JobResult::Run(result)), _) => exit_text(&result.exit),
                         (None, error) => first_line(error.as_deref()),

@@ -4,6 +4,7 @@ pub(super) mod build;
 mod cancel;
 mod check;
 mod ci;
+pub(super) mod diff;
 mod eval;
 mod gc;
 mod jobs;
@@ -22,6 +23,7 @@ commands! {
     Check(check::Check),
     Ci(ci::Ci),
     Run(run::Run),
+    Diff(diff::Diff),
     Gc(gc::Gc),
     Jobs(jobs::Jobs),
     Log(log::Log),

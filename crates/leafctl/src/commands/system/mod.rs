@@ -1,6 +1,7 @@
 //! The commands about the systems of leaves.
 
 mod build;
+mod diff;
 mod follow;
 mod generations;
 mod rollback;
@@ -9,6 +10,7 @@ mod toplevel;
 
 commands! {
     Build(build::Build),
+    Diff(diff::Diff),
     Switch(switch::Switch),
     Test(switch::Test),
     Boot(switch::Boot),

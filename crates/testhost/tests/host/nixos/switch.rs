@@ -80,15 +80,17 @@ impl Switched {
         ensure!([running.as_str(), &boots] == [old, old], "{running} {boots}");
         let failed = self.leaf.host.ok("systemctl --failed --no-legend")?;
         ensure!(failed.is_empty(), "{failed}");
-        let left = self
-            .leaf
-            .host
-            .ok("ls /var/lib/cim-leaf-change | grep -v -e decided -e lock -e switch.log || true")?;
-        ensure!(left.is_empty(), "left: {left}");
-        Ok(())
+        // What is left over is removed after the decision is written.
+        self.leaf.until("nothing of the change is left", || {
+            let left = self
+                .leaf
+                .host
+                .ok("ls /var/lib/cim-leaf-change | grep -v -e decided -e lock -e switch.log || true")?;
+            Ok(left.is_empty())
+        })
     }
 
-    /// Fails with the logs of a switch.
+    /// Fails with the logs of a switch behind the error, whose first line a report of failed tests has.
     fn logged<T>(&self, outcome: Result<T>) -> Result<T> {
         outcome.map_err(|error| {
             let log = self
@@ -97,7 +99,7 @@ impl Switched {
                 .run("journalctl --no-pager -o cat -n 150 -u leaf-switch -u leaf-change -u leaf-helper -u leafd")
                 .map(|output| output.stdout)
                 .unwrap_or_default();
-            error.context(log)
+            anyhow::anyhow!("{error:#}\n{log}")
         })
     }
 }
@@ -205,6 +207,20 @@ fn stays(host: &mut Switched) -> Outcome {
     host.leaf.running("web")?;
     let runs = "machinectl show web --property=Leader --value";
     let leader = host.leaf.host.ok(runs)?;
+
+    // What it would change is shown before.
+    let diff = host.system(&format!("diff {well}"))?;
+    ensure!(diff.status == 0, "{diff:?}");
+    let diff: Value = serde_json::from_str(diff.stdout.trim()).with_context(|| diff.stdout.clone())?;
+    ensure!(
+        diff["from"] == *old && diff["to"] == *well && diff["system"]["at_next_boot"].is_null(),
+        "{diff}"
+    );
+    let units = diff["system"]["units"].as_array().context("units")?;
+    ensure!(
+        units.contains(&serde_json::json!({ "unit": "speaker.service", "effect": "starts" })),
+        "{diff}"
+    );
 
     // The power is cut when it waits to be confirmed.
     let open = host.system(&format!("switch --no-witness --detach {well}"))?;

@@ -244,6 +244,20 @@ pub(super) async fn collects() -> anyhow::Result<()> {
     ensure!(why.contains(&format!("the result of job {id}")), "{why}");
     let roots = printed(&leaf, &["nix", "gc", "roots"]).await?;
     ensure!(roots.contains(path), "{roots}");
+    let bigger = derivation(&leaf, "kept", "printf %9000s x > $out")?;
+    let bigger = document(&leaf, &["nix", "build", "--file", &bigger]).await?;
+    let bigger = bigger["result"]["store_path"].as_str().context("a path")?;
+    let diff = document(&leaf, &["nix", "diff", path, bigger]).await?;
+    ensure!(
+        diff["packages"][0]["size_bytes"] == 8992 && diff["system"].is_null(),
+        "{diff}"
+    );
+    let diff = printed(&leaf, &["nix", "diff", path, bigger]).await?;
+    ensure!(
+        diff.contains("no version") && diff.contains("+8.78 KiB"),
+        "{diff}"
+    );
+    ended(&ctl(&leaf, &["nix", "diff", path, "x"]).await?, 2, "store path")?;
     printed(&leaf, &["nix", "gc"]).await?;
     let real = Path::new(store).join(path.trim_start_matches('/'));
     ensure!(real.exists(), "{real:?}");
