@@ -17,6 +17,8 @@ cfg: programs: {
     inherit (cfg.system) switch;
     healthy_units = cfg.system.healthyUnits;
     reboot_as_last_resort = cfg.system.rebootAsLastResort;
+    keep_generations = cfg.system.keepGenerations;
+    keep_days = cfg.system.keepDays;
   };
   jobs = {
     program = "${cfg.package}/bin/leafd";

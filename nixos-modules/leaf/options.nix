@@ -636,6 +636,26 @@ in
       '';
     };
 
+    system.keepGenerations = mkOption {
+      type = types.nullOr (types.ints.between 2 100000);
+      default = null;
+      example = 20;
+      description = ''
+        The number of the newest generations of the system that a confirmed switch keeps; null keeps all. The one that runs, the booted
+        one and the one before the switch are kept in any case.
+      '';
+    };
+
+    system.keepDays = mkOption {
+      type = types.nullOr (types.ints.between 1 100000);
+      default = null;
+      example = 90;
+      description = ''
+        The number of days for which a confirmed switch keeps a generation of the system; null keeps them for ever. The one that runs,
+        the booted one and the one before the switch are kept in any case.
+      '';
+    };
+
     system.healthyUnits = mkOption {
       type = types.listOf (types.strMatching "[A-Za-z0-9:_.\\@-]+[.][a-z]+");
       default = [ ];

@@ -21,7 +21,10 @@ pub use hub::{HubChange, HubChangeError, HubOverride, MAX_CA_BYTES, MAX_CREDENTI
 pub use record::{
     Armed, Asking, Decided, Decision, KIND_HUB, KIND_SYSTEM, Outcome, SavedFile, VERSION, WayBack,
 };
-pub use system::{ArmedSystem, MAX_ALLOWED_UNITS, SystemChange, SystemChangeError, SystemMode, is_unit_name};
+pub use system::{
+    ArmedSystem, KeptGenerations, MAX_ALLOWED_UNITS, SystemChange, SystemChangeError, SystemMode,
+    is_unit_name,
+};
 
 /// The namespace of a witness's signatures (`ssh-keygen -Y sign -n`).
 pub const NAMESPACE: &str = "witness@cim-leaf";

@@ -117,6 +117,20 @@ pub struct ArmedSystem {
     /// The `PATH` with Nix's programs.
     #[serde(default)]
     pub path: String,
+    /// The generations of the profile that are kept once it is installed; without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<KeptGenerations>,
+}
+
+/// The generations of a profile that are kept: what is beyond the newest goes, and what is too old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptGenerations {
+    /// The number of the newest that are kept; without it, all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub newest: Option<u32>,
+    /// The number of days for which one is kept; without it, for ever.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub days: Option<u32>,
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use leaf_core::address_pool::AddressPool;
+use leaf_core::change::KeptGenerations;
 use leaf_core::id::LeafName;
 use leaf_host::contract::{CHANGE_DIRECTORY, HostPaths, JOBS_DIRECTORY, SECRETS_DIRECTORY};
 use leaf_host::settings_file::{self, ShapeError};
@@ -77,6 +78,10 @@ struct SystemOf {
     healthy_units: Vec<String>,
     /// Whether the host is rebooted where the system before can't be activated: it boots that.
     reboot_as_last_resort: bool,
+    /// The number of the profile's newest generations that a switch keeps, at least 2; by default all.
+    keep_generations: Option<u32>,
+    /// The number of days for which a switch keeps a generation, at least 1; by default for ever.
+    keep_days: Option<u32>,
 }
 
 impl Default for SystemOf {
@@ -85,6 +90,8 @@ impl Default for SystemOf {
             switch: false,
             healthy_units: Vec::new(),
             reboot_as_last_resort: true,
+            keep_generations: None,
+            keep_days: None,
         }
     }
 }
@@ -203,6 +210,12 @@ pub enum ConfigError {
         path: PathBuf,
         /// The name.
         name: String,
+    },
+    /// No generation of the system to go back to would be kept.
+    #[error("keep_generations in {} must be at least 2, and keep_days at least 1", path.display())]
+    TooFewGenerations {
+        /// The file.
+        path: PathBuf,
     },
     /// A program is missing.
     #[error(transparent)]
@@ -327,11 +340,18 @@ fn load_file(path: &Path, file: File, leaf: LeafName) -> Result<(Helper, Serving
             name: name.clone(),
         });
     }
+    let (newest, days) = (file.system.keep_generations, file.system.keep_days);
+    if newest.is_some_and(|newest| newest < 2) || days == Some(0) {
+        return Err(ConfigError::TooFewGenerations {
+            path: path.to_owned(),
+        });
+    }
     let systems = if file.system.switch {
         Systems::allowed(
             file.system.healthy_units,
             file.system.reboot_as_last_resort,
             file.jobs.path.clone(),
+            (newest.is_some() || days.is_some()).then_some(KeptGenerations { newest, days }),
         )
     } else {
         Systems::default()

@@ -4,11 +4,13 @@
 //! | module | contents |
 //! |---|---|
 //! | `check` | what a system must have to be armed |
+//! | `generations` | the generations of the profile that a confirmed switch removes |
 //! | `health` | what the host must show before the change can be confirmed |
 //! | `programs` | the system's own `switch-to-configuration`, and Nix's profile |
 //! | `switcher` | `leaf-helper change switch`: does what the files say |
 
 mod check;
+mod generations;
 mod health;
 mod programs;
 mod switcher;
@@ -17,7 +19,7 @@ mod tests;
 
 use std::path::PathBuf;
 
-use leaf_core::change::{ArmedSystem, SavedFile, SystemChange, SystemMode};
+use leaf_core::change::{ArmedSystem, KeptGenerations, SavedFile, SystemChange, SystemMode};
 use leaf_core::id::{LeafName, StorePath};
 
 use super::store::{ROOTS, SAVED, Store};
@@ -62,20 +64,28 @@ pub struct Systems {
     reboot: bool,
     /// The `PATH` with Nix's programs, behind the programs of the system.
     path: String,
+    /// The generations of the profile that a switch keeps.
+    keep: Option<KeptGenerations>,
     /// The directory that stands for the host's root.
     root: Root,
 }
 
 impl Systems {
     /// Returns the settings of a leaf that may switch its system, with the units that must be active in a new one, whether the host is
-    /// rebooted where the system before can't be activated, and the `PATH` with Nix's programs.
+    /// rebooted where the system before can't be activated, the `PATH` with Nix's programs, and the generations that a switch keeps.
     #[must_use]
-    pub fn allowed(healthy_units: Vec<String>, reboot: bool, path: String) -> Self {
+    pub fn allowed(
+        healthy_units: Vec<String>,
+        reboot: bool,
+        path: String,
+        keep: Option<KeptGenerations>,
+    ) -> Self {
         Self {
             is_allowed: true,
             healthy_units,
             reboot,
             path,
+            keep,
             root: Root::default(),
         }
     }
@@ -109,7 +119,7 @@ impl Root {
     }
 
     /// Returns the system that one of the links of `/run` leads to.
-    fn link(&self, link: &str) -> Result<StorePath> {
+    pub(super) fn link(&self, link: &str) -> Result<StorePath> {
         let target = std::fs::read_link(self.at(link)).map_err(|error| {
             Error::Unsupported(format!(
                 "this host runs no NixOS whose system could be switched: can't read {link}: {error}"
@@ -177,6 +187,7 @@ impl Changes {
             reboot: self.systems.reboot,
             profile: root.profile(),
             path: format!("{}:{}", programs.display(), self.systems.path),
+            keep: self.systems.keep,
             previous,
         })
     }

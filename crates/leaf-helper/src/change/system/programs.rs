@@ -162,6 +162,21 @@ pub(super) async fn set_profile(root: &Root, system: &ArmedSystem) -> Result<()>
     .map_err(|why| Error::Failed(format!("can't set the profile {profile}: {why}")))
 }
 
+/// Removes generations of the profile.
+///
+/// # Errors
+/// If Nix can't.
+pub(super) async fn delete_generations(root: &Root, system: &ArmedSystem, numbers: &[u64]) -> Result<()> {
+    let profile = root.at(PROFILE);
+    let profile = profile.to_string_lossy();
+    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    let mut words = vec!["--profile", &*profile, "--delete-generations"];
+    words.extend(numbers.iter().map(String::as_str));
+    nix(system, "nix-env", &words)
+        .await
+        .map_err(|why| Error::Failed(format!("can't remove generations of {profile}: {why}")))
+}
+
 /// Has the system's own program set the boot loader. It can be repeated.
 ///
 /// # Errors

@@ -13,9 +13,9 @@ use leaf_core::spec::Users;
 use leaf_host::contract::{ARMED, GOING_BACK, WITNESS_UNIT};
 use leaf_host::systemd::Systemd;
 
-use super::Root;
 use super::health::{Health, LEAFD, is_of_the_system, observe};
 use super::programs::{self, Ended, Verb, switch_to};
+use super::{Root, generations};
 use crate::change::guard::{Open, is_for_the_switch, put_back, readable, reason};
 use crate::change::store::{Step, Store, decided, wall_clock};
 use crate::change::{Moment, Units};
@@ -428,6 +428,7 @@ impl<'a, U: Units> Switcher<'a, U> {
             healthy_units: Vec::new(),
             reboot: false,
             path: self.root.of(before, "sw/bin").display().to_string(),
+            keep: None,
         };
         let system = armed.system.as_ref().unwrap_or(&unknown);
         // On a full disk the count is lost, and the tries go on.
@@ -547,6 +548,10 @@ impl<'a, U: Units> Switcher<'a, U> {
             )));
         }
         programs::set_profile(&self.root, system).await?;
+        // The system is confirmed: that some are left is no reason to leave it uninstalled.
+        if let Err(error) = generations::prune(&self.root, system).await {
+            tracing::warn!(error = chain(&error), "old generations of the system stay");
+        }
         programs::set_boot_loader(&self.root, &self.directory, system).await
     }
 

@@ -140,6 +140,7 @@ impl Place {
                     healthy_units: Vec::new(),
                     reboot: true,
                     path: "/usr/bin:/bin".to_owned(),
+                    keep: None,
                     root,
                 }),
             top,
@@ -237,6 +238,9 @@ impl Place {
             &format!(
                 "#!/bin/sh\n[ ! -e {root}/full ] || {{ echo 'No space left on device' >&2; exit 1; }}\n\
                  echo \"nix-env $3 $4\" >>{root}/calls\n\
+                 if [ $3 = --delete-generations ]; then\n\
+                 [ ! -e {root}/locked ] || {{ echo locked >&2; exit 1; }}\n\
+                 p=$2; shift 3; for n; do rm $p-$n-link || exit; done; exit 0; fi\n\
                  [ \"$(readlink $(dirname $2)/$(readlink $2))\" = $4 ] && exit 0\n\
                  n=$(ls $(dirname $2) | sed -n 's/^system-\\(.*\\)-link$/\\1/p' | sort -n | tail -1)\n\
                  n=$((n + 1)); ln -s $4 $2-$n-link\n\
@@ -653,6 +657,44 @@ async fn an_earlier_system_becomes_the_newest_generation_since_boot_loaders_have
     place.run(&mut switcher).await.expect("it ends");
     assert_eq!(place.target("nix/var/nix/profiles/system"), "system-8-link");
     assert_eq!(place.systems(), [NEW; 3]);
+}
+
+#[tokio::test]
+async fn generations_beyond_the_newest_go_before_the_boot_loader_lists_them_and_a_fault_of_that_installs_it_all_the_same()
+ {
+    for fails in [false, true] {
+        let mut place = Place::new();
+        place.changes.systems.keep = Some(KeptGenerations {
+            newest: Some(2),
+            days: None,
+        });
+        for number in [2, 4, 5] {
+            place.link(&format!("nix/var/nix/profiles/system-{number}-link"), OTHER);
+        }
+        if fails {
+            place.write("locked", "");
+        }
+        let change = Place::change(SystemMode::Switch);
+        place.arm(id(1), &change).await.expect("armed");
+        let mut switcher = place.switcher();
+        place.run(&mut switcher).await.expect("it waits");
+        place.confirm(id(1)).await.expect("confirmed");
+        place.run(&mut switcher).await.expect("it ends");
+        assert_eq!(place.systems(), [NEW; 3]);
+        assert_eq!(place.why(id(1)), "");
+        let calls = place.calls();
+        assert_eq!(calls[2], "nix-env --delete-generations 2");
+        assert_eq!(calls[3], format!("boot {NEW}"));
+        let left = ["system-4-link", "system-5-link", "system-7-link", "system-8-link"].map(|name| {
+            place
+                .at("nix/var/nix/profiles")
+                .join(name)
+                .symlink_metadata()
+                .is_ok()
+        });
+        // What was running when the switch began is held.
+        assert_eq!(left, [fails, fails, true, true]);
+    }
 }
 
 #[tokio::test]
