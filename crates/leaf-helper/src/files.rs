@@ -122,6 +122,13 @@ impl Directory {
         Ok(stat.st_mode & 0o7777)
     }
 
+    /// Returns the directory's group.
+    pub(crate) fn group(&self) -> Result<u32> {
+        let stat = rustix::fs::fstat(&self.fd)
+            .map_err(Error::io(format!("read the metadata of {}", self.path.display())))?;
+        Ok(stat.st_gid)
+    }
+
     /// Makes the directory readable for a group.
     pub(crate) fn give_to_group(&self, group: u32) -> Result<()> {
         let failed = || Error::io(format!("set the group of {}", self.path.display()));

@@ -80,11 +80,7 @@ impl Store {
         if let Some(group) = changes.observers {
             directory.give_to_group(group)?;
         }
-        let store = Self::of(directory)?;
-        if let Some(group) = changes.observers {
-            store.decided.give_to_group(group)?;
-        }
-        Ok(store)
+        Self::of(directory)
     }
 
     /// Opens the state directory, if it exists.
@@ -94,6 +90,8 @@ impl Store {
 
     fn of(directory: Directory) -> Result<Self> {
         let decided = directory.make_if_missing(DECIDED, 0o750)?;
+        // Whoever makes it: leafd reads it as well.
+        decided.give_to_group(directory.group()?)?;
         Ok(Self { directory, decided })
     }
 

@@ -847,3 +847,23 @@ async fn a_damaged_record_is_replaced_by_the_one_that_was_prepared() {
         );
     }
 }
+
+#[test]
+fn who_reads_the_directory_reads_what_was_decided_whoever_looked_first() {
+    let place = tempfile::tempdir().expect("a directory");
+    // Only root gives it to another group.
+    let group = if rustix::process::geteuid().is_root() {
+        54_321
+    } else {
+        rustix::process::getegid().as_raw()
+    };
+    std::os::unix::fs::chown(place.path(), None, Some(group)).expect("given");
+    let store = super::store::Store::open(place.path()).expect("opened");
+    assert!(store.is_some());
+    let decided = place.path().join(DECIDED).metadata().expect("it is there");
+    let seen = (
+        std::os::unix::fs::MetadataExt::gid(&decided),
+        std::os::unix::fs::MetadataExt::mode(&decided) & 0o777,
+    );
+    assert_eq!(seen, (group, 0o750));
+}
