@@ -4,6 +4,7 @@
 //! [`measures`] takes the figures, and [`machine`] describes the machine. A figure never makes it fail: being slow on a
 //! busy machine is not a defect.
 
+mod builds;
 mod fleet;
 mod host;
 mod leaf;
@@ -12,6 +13,8 @@ mod measures;
 mod numbers;
 mod programs;
 mod renewals;
+mod sessions;
+mod sshd;
 
 use std::process::ExitCode;
 
@@ -27,6 +30,10 @@ const DOCUMENT: &str = "docs/performance.md";
 const HERE: [&str; 2] = [
     "<!-- begin: cargo xtask bench --write -->",
     "<!-- end: cargo xtask bench --write -->",
+];
+const NIX: [&str; 2] = [
+    "<!-- begin: cargo xtask bench nix --write -->",
+    "<!-- end: cargo xtask bench nix --write -->",
 ];
 const FLEET: [&str; 2] = [
     "<!-- begin: cargo xtask bench fleet --write -->",
@@ -44,7 +51,7 @@ const HOST: [&str; 2] = [
 /// Measure a leaf compared with what it is built on, and print a table
 ///
 /// Uses release builds. Each measurement alternates with what it is compared with, several times, and the table has the
-/// medians. The machine should be idle. It takes about half an hour, `fleet` alone six minutes, `trust` fifteen, and --host about half
+/// medians. The machine should be idle. It takes about half an hour, `fleet` alone six minutes, `nix` two, `trust` fifteen, and --host about half
 /// an hour.
 #[derive(clap::Args)]
 pub(crate) struct Bench {
@@ -57,7 +64,7 @@ pub(crate) struct Bench {
     /// The number of rounds of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: u16,
-    /// Write the tables into docs/performance.md: all that are measured here, or that of `fleet` or `trust`
+    /// Write the tables into docs/performance.md: all that are measured here, or that of `fleet`, `nix` or `trust`
     #[arg(long)]
     write: bool,
 }
@@ -80,7 +87,11 @@ enum Name {
     /// From the start of leafd to the published inventory
     Start,
     /// `leafctl nix build` compared with nix
-    Build,
+    Builds,
+    /// A session of `leafctl nix run` compared with ssh
+    Sessions,
+    /// Nix's jobs: `builds` and `sessions`
+    Nix,
     /// Memory, wake-ups and processor time at rest
     Rest,
     /// `leafctl fleet` with a thousand leaves
@@ -98,7 +109,7 @@ impl Bench {
             "measuring a leaf with containers needs root; try: sudo --preserve-env=PATH,HOME cargo xtask bench"
         );
         ensure!(
-            !self.write || [&[][..], &[Name::Fleet], &[Name::Trust]].contains(&&self.only[..]),
+            !self.write || [&[][..], &[Name::Fleet], &[Name::Trust], &[Name::Nix]].contains(&&self.only[..]),
             "some rows alone can't be written: leave --write away, or the names"
         );
         let tools = setup::prepare(true)?;
@@ -112,6 +123,10 @@ impl Bench {
             let of_leaf = self.measure(LEAF_ALONE, &programs, rounds)?;
             if !of_leaf.is_empty() {
                 tables.push((HERE, "cargo xtask bench", of_leaf));
+            }
+            let of_nix = self.measure(OF_NIX, &programs, rounds)?;
+            if !of_nix.is_empty() {
+                tables.push((NIX, "cargo xtask bench nix", of_nix));
             }
             let of_trust = self.measure(OF_KEYS, &programs, rounds)?;
             if !of_trust.is_empty() {
@@ -150,9 +165,10 @@ impl Bench {
     fn measure(&self, measures: &[(Name, Measure)], programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
         let mut rows = Vec::new();
         for (name, measure) in measures {
-            let is_of_trust = OF_KEYS.iter().any(|(of_keys, _)| of_keys == name);
-            let as_trust = is_of_trust && self.only.contains(&Name::Trust);
-            if self.only.is_empty() || self.only.contains(name) || as_trust {
+            let groups = [(Name::Trust, OF_KEYS), (Name::Nix, OF_NIX)];
+            let mut asked = groups.iter().filter(|(group, _)| self.only.contains(group));
+            let by_group = asked.any(|(_, of_group)| of_group.iter().any(|(member, _)| member == name));
+            if self.only.is_empty() || self.only.contains(name) || by_group {
                 eprintln!("measuring: {name:?}");
                 rows.extend(measure(programs, rounds).with_context(|| format!("can't measure {name:?}"))?);
             }
@@ -171,7 +187,12 @@ const LEAF_ALONE: &[(Name, Measure)] = &[
     (Name::Durable, measures::durable),
     (Name::Inventory, measures::inventory),
     (Name::Start, measures::start),
-    (Name::Build, measures::build),
+];
+
+/// The measurements of Nix's jobs.
+const OF_NIX: &[(Name, Measure)] = &[
+    (Name::Builds, builds::measure),
+    (Name::Sessions, sessions::measure),
 ];
 
 /// The measurements of what keys cost.
@@ -209,7 +230,7 @@ mod tests {
     #[test]
     fn the_document_has_its_marks() {
         let document = std::fs::read_to_string(workspace().join(DOCUMENT)).expect("the document");
-        for marks in [HERE, TRUST, FLEET, HOST] {
+        for marks in [HERE, NIX, TRUST, FLEET, HOST] {
             replaced(&document, marks, "new").expect("it has marks");
         }
     }

@@ -11,10 +11,10 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::builds::write_build;
 use super::leaf::Measured;
 use super::numbers::{Row, Target, each, median, ms, number};
 use super::programs::Programs;
-use crate::build_shell::BUILD_SHELL;
 use crate::command::{find, line, output};
 
 /// The number of requests per round.
@@ -244,65 +244,6 @@ pub(super) fn start(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     ])
 }
 
-/// A build of something built before.
-pub(super) fn build(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
-    let leaf = Measured::start(programs)?;
-    leaf.wait_published()?;
-    let file = write_build(leaf.directory())?;
-    let nix = |verb: &str| {
-        let mut nix = Command::new(&programs.nix);
-        nix.args([verb, "--extra-experimental-features", "nix-command flakes"]);
-        nix
-    };
-    let link = leaf.directory().join("result");
-    let mut leafctl = leaf.leafctl();
-    leafctl.args(["nix", "build", "--file"]).arg(&file);
-    let mut nix_build = nix("build");
-    nix_build.arg("--file").arg(&file).arg("--out-link").arg(&link);
-    let mut path_info = nix("path-info");
-    path_info.arg("-S").arg(&link);
-    // The first run of each builds it and fills caches.
-    for _ in 0..2 {
-        timed(&mut leafctl)?;
-        timed(&mut nix_build)?;
-        timed(&mut path_info)?;
-    }
-    let times = in_turn(
-        rounds * 3,
-        &mut [&mut || timed(&mut leafctl), &mut || {
-            Ok(timed(&mut nix_build)? + timed(&mut path_info)?)
-        }],
-    )?;
-    leaf.stop()?;
-    let [leaf, nix] = [0, 1].map(|which| median(&times[which]));
-    Ok(vec![
-        Row::report(
-            "`leafctl nix build` of something built before, compared with `nix build` and `nix path-info -S`",
-            ms(leaf),
-        )
-        .against(ms(nix), leaf / nix)
-        .target(Target::AtMost(1.5)),
-    ])
-}
-
-const BUILD: &str = r#"shell: derivation {
-  name = "cim-leaf-bench";
-  system = builtins.currentSystem;
-  inherit (shell) builder;
-  args = shell.args ++ [ "echo built > $out" ];
-}
-"#;
-
-/// Writes what is built, and returns its path.
-fn write_build(directory: &Path) -> Result<String> {
-    let file = directory.join("built.nix");
-    std::fs::write(&file, format!("({BUILD}) {BUILD_SHELL}"))
-        .with_context(|| format!("can't write {}", file.display()))?;
-    file.into_os_string()
-        .into_string()
-        .map_err(|_| anyhow!("the temporary directory's name is not UTF-8"))
-}
-
 /// An idle leaf: after its start, and after commands.
 pub(super) fn rest(programs: &Programs, _rounds: usize) -> Result<Vec<Row>> {
     let leaf = Measured::start(programs)?;
@@ -441,28 +382,31 @@ impl Drop for BareServer {
     }
 }
 
-/// Returns the child of a process that has this name.
+/// Returns the child of a process with this name.
 fn child_of(parent: u32, name: &str) -> Result<u32> {
+    children_of(parent)?
+        .into_iter()
+        .find(|pid| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim() == name)
+        })
+        .with_context(|| format!("process {parent} has no child {name}"))
+}
+
+/// Returns the children of a process.
+pub(super) fn children_of(parent: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
     for entry in std::fs::read_dir("/proc").context("can't list the processes")? {
         let entry = entry.context("can't list the processes")?;
         let Some(pid) = entry.file_name().to_str().and_then(|pid| pid.parse().ok()) else {
             continue;
         };
         // A process may have ended in the meantime.
-        let Ok(status) = std::fs::read_to_string(entry.path().join("status")) else {
-            continue;
-        };
-        let value = |key: &str| {
-            status
-                .lines()
-                .find_map(|line| line.strip_prefix(key))
-                .map(str::trim)
-        };
-        if value("Name:") == Some(name) && value("PPid:") == Some(parent.to_string().as_str()) {
-            return Ok(pid);
+        let status = entry.path().join("status");
+        if field(&status, "PPid:").is_ok_and(|of| of == u64::from(parent)) {
+            children.push(pid);
         }
     }
-    Err(anyhow!("process {parent} has no child {name}"))
+    Ok(children)
 }
 
 /// The resource usage of an idle process.
@@ -535,7 +479,7 @@ fn switches(pid: u32) -> Result<u64> {
     Ok(sum)
 }
 
-fn field(file: &Path, name: &str) -> Result<u64> {
+pub(super) fn field(file: &Path, name: &str) -> Result<u64> {
     let text = std::fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
@@ -556,10 +500,10 @@ fn toplevel(directory: &Path) -> Result<PathBuf> {
 }
 
 /// A measurement, in seconds.
-type Timed<'a> = &'a mut dyn FnMut() -> Result<f64>;
+pub(super) type Timed<'a> = &'a mut dyn FnMut() -> Result<f64>;
 
 /// Takes each measurement `rounds` times, alternating: A B A B …
-fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>>> {
+pub(super) fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>>> {
     let mut times = vec![Vec::with_capacity(rounds); measurements.len()];
     for _ in 0..rounds {
         for (measure, times) in measurements.iter_mut().zip(&mut times) {
@@ -570,7 +514,7 @@ fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>
 }
 
 /// Runs a command to its end; returns its run time in seconds.
-fn timed(command: &mut Command) -> Result<f64> {
+pub(super) fn timed(command: &mut Command) -> Result<f64> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
