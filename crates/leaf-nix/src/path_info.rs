@@ -60,7 +60,7 @@ fn read_path_info(value: &Value, path: &StorePath) -> Result<PathInfo, String> {
 }
 
 /// Returns a SHA-256 in hexadecimal: of `sha256-…` in base64, or of the object of the newest versions.
-fn sha256(hash: &Value) -> Option<String> {
+pub(crate) fn sha256(hash: &Value) -> Option<String> {
     let base64 = match hash {
         Value::String(text) => text.strip_prefix("sha256-")?,
         hash => {

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use leaf_core::job::Installable;
-use leaf_core::job::process::{Finished, Limits, Program};
+use leaf_core::job::process::{Finished, Program};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::command_line::program;
 use crate::installable::split_fragment;
+use crate::path_info::sha256;
 use crate::version::NixVersion;
 
 /// The maximum size of the output of `nix flake metadata`, in bytes: it has all of the lock file.
@@ -83,6 +84,18 @@ pub(crate) struct Locked {
     pub(crate) reference: String,
     /// Whether it means the same source for good.
     pub(crate) is_fixed: bool,
+    /// The revision, if it has one.
+    pub(crate) revision: Option<String>,
+    /// The SHA-256 of the source's NAR, in hexadecimal, if Nix printed it.
+    pub(crate) nar_sha256: Option<String>,
+}
+
+/// Returns the program that locks a flake reference.
+pub(crate) fn metadata(nix: &Path, options: &BTreeMap<String, String>, reference: &str) -> Program {
+    let arguments = ["--no-update-lock-file", "--", reference].map(OsString::from);
+    let mut program = program(nix, options, "flake metadata", arguments);
+    program.limits.max_stdout_bytes = Some(MAX_METADATA_BYTES);
+    program
 }
 
 impl Locking {
@@ -121,12 +134,8 @@ impl Locking {
                     return Ok(None);
                 };
                 self.stage = Stage::Metadata;
-                let arguments = ["--no-update-lock-file", "--", reference].map(OsString::from);
-                let mut program = program(&self.nix, &self.options, "flake metadata", arguments);
-                program.limits = Limits {
-                    max_stdout_bytes: Some(MAX_METADATA_BYTES),
-                    memory_bytes: Some(self.memory_mib << 20),
-                };
+                let mut program = metadata(&self.nix, &self.options, reference);
+                program.limits.memory_bytes = Some(self.memory_mib << 20);
                 Ok(Some(program))
             }
             Stage::Metadata => {
@@ -171,7 +180,7 @@ impl Locking {
 }
 
 /// Parses the output of `nix flake metadata --json`.
-fn read_metadata(json: &[u8]) -> Result<Locked, String> {
+pub(crate) fn read_metadata(json: &[u8]) -> Result<Locked, String> {
     let value: Value =
         serde_json::from_slice(json).map_err(|e| format!("nix flake metadata printed invalid JSON: {e}"))?;
     let reference = value
@@ -184,6 +193,8 @@ fn read_metadata(json: &[u8]) -> Result<Locked, String> {
     let of_tree = matches!(kind, "git" | "hg");
     Ok(Locked {
         reference: reference.to_owned(),
+        revision: locked("rev").and_then(Value::as_str).map(str::to_owned),
+        nar_sha256: locked("narHash").and_then(sha256),
         is_fixed: locked("rev").is_some() || !of_tree && locked("narHash").is_some(),
     })
 }

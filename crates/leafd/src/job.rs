@@ -36,6 +36,8 @@ use crate::provenance::Attester;
 use crate::sessions::News;
 use crate::wake::Wake;
 
+/// The size of the pages of a log that is hashed, in bytes.
+const LOG_PAGE_BYTES: usize = 256 << 10;
 /// The pause before a retry.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -338,7 +340,10 @@ pub async fn run(
     let attestation = host
         .attester
         .as_ref()
-        .and_then(|attester| attester.attest(job, &outcome))
+        .and_then(|attester| {
+            let log = |offset| host.jobs.read_log(job.id, offset, LOG_PAGE_BYTES);
+            attester.attest(job, &outcome, log)
+        })
         .map(Box::new);
     let ended = Input::JobEnded {
         id: job.id,

@@ -6,14 +6,18 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use data_encoding::HEXLOWER;
 use jiff::Timestamp;
+use leaf_core::command::LogChunk;
 use leaf_core::error::chain;
 use leaf_core::job::{Job, JobOutcome, JobResult};
 use leaf_core::provenance::envelope::Envelope;
-use leaf_core::provenance::statement::{Builder, statement};
+use leaf_core::provenance::statement::{Builder, Ending, statement};
 use leaf_host::files;
+use leaf_job::JobError;
 use leaf_trust::provenance::{ProvenanceKey, ProvenanceKeyError, SEED_BYTES};
 use rustix::rand::{GetRandomFlags, getrandom};
+use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 /// The file of the private key, in the state directory. The public key is beside it, with `.pub` behind the name.
@@ -100,19 +104,48 @@ impl Attester {
         self.key.public().to_string()
     }
 
-    /// Returns the signed statement about what a job built; `None` if it built nothing.
+    /// Returns the signed statement about what a job built; `None` if it built nothing. `log` reads a page of its log.
     #[must_use]
-    pub fn attest(&self, job: &Job, outcome: &JobOutcome) -> Option<Envelope> {
+    pub fn attest(
+        &self,
+        job: &Job,
+        outcome: &JobOutcome,
+        log: impl FnMut(u64) -> Result<LogChunk, JobError>,
+    ) -> Option<Envelope> {
         let JobOutcome::Succeeded(JobResult::Build(result)) = outcome else {
             return None;
         };
-        let statement = statement(job, result, &self.builder, Timestamp::now())?;
+        if result.built == 0 {
+            return None;
+        }
+        let ending = Ending {
+            at: Timestamp::now(),
+            log_sha256: log_sha256(log)
+                .inspect_err(|error| tracing::warn!(id = %job.id, error = chain(error), "a statement has no digest of the log"))
+                .ok(),
+        };
+        let statement = statement(job, result, &self.builder, &ending)?;
         let signed = self.key.sign(statement.to_string().as_bytes());
         signed
             .inspect_err(
                 |error| tracing::error!(id = %job.id, error = chain(error), "a build is not attested"),
             )
             .ok()
+    }
+}
+
+/// Returns the SHA-256 of a log, in hexadecimal.
+fn log_sha256(mut log: impl FnMut(u64) -> Result<LogChunk, JobError>) -> Result<String, JobError> {
+    let mut hash = Sha256::new();
+    let mut offset = 0;
+    loop {
+        let chunk = log(offset)?;
+        hash.update(&chunk.text);
+        // A page that does not lead on would never end.
+        if chunk.complete || chunk.next_offset == offset {
+            return Ok(HEXLOWER.encode(&hash.finalize()));
+        }
+        offset = chunk.next_offset;
     }
 }
 

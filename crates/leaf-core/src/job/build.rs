@@ -130,6 +130,24 @@ pub struct BuildResult {
     /// The number of further derivations, which were left out.
     #[serde(default, skip_serializing_if = "none_left_out")]
     pub others_left_out: u64,
+    /// What the flake references of the task meant, each without its attribute. References that were locked already are not here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<LockedSource>,
+}
+
+/// The source that a flake reference meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LockedSource {
+    /// The reference of the task, without the attribute.
+    pub reference: String,
+    /// The locked reference, as far as Nix can lock it: one of a working tree with changes has no revision.
+    pub locked: String,
+    /// The revision, if the source has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
+    /// The SHA-256 of the source's NAR, in hexadecimal, if Nix printed it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nar_sha256: Option<String>,
 }
 
 /// A derivation that was built, or was in the store, with its outputs.

@@ -31,7 +31,7 @@ use crate::id::{Caller, JobId};
 use crate::placement::demand::Demand;
 use crate::provenance::envelope::Envelope;
 
-pub use build::{BuildResult, BuildTask, BuiltDerivation, Origin};
+pub use build::{BuildResult, BuildTask, BuiltDerivation, LockedSource, Origin};
 pub use check::{CheckResult, CheckTask};
 pub use diff::{DiffResult, DiffTask};
 pub use eval::{EvalResult, EvalTask};

@@ -190,7 +190,8 @@ pub fn host_path(reference: &str) -> Option<&str> {
 }
 
 /// Returns whether a flake reference has a revision or a hash, or is a store path.
-fn is_locked(reference: &str) -> bool {
+#[must_use]
+pub fn is_locked(reference: &str) -> bool {
     let reference = reference.split('#').next().unwrap_or_default();
     let (bare, query) = reference.split_once('?').unwrap_or((reference, ""));
     let is_revision = |text: &str| text.len() >= 40 && text.bytes().all(|byte| byte.is_ascii_hexdigit());

@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::id::{LeafName, StorePath};
-use crate::job::{BuildResult, Job, Origin, Task};
+use crate::job::{BuildResult, Job, LockedSource, Origin, Task};
 
 /// The type of a statement: in-toto Statement v1.
 pub const STATEMENT_TYPE: &str = "https://in-toto.io/Statement/v1";
@@ -27,9 +27,18 @@ pub struct Builder {
     pub nix: String,
 }
 
+/// How a job ended, as far as its record doesn't say so yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// When.
+    pub at: Timestamp,
+    /// The SHA-256 of its log, as `job.log` returns it from beginning to end, in hexadecimal; `None` if it can't be read.
+    pub log_sha256: Option<String>,
+}
+
 /// Returns the statement about what a job built, as JSON; `None` if it built nothing whose hash is known.
 #[must_use]
-pub fn statement(job: &Job, result: &BuildResult, builder: &Builder, ended_at: Timestamp) -> Option<Value> {
+pub fn statement(job: &Job, result: &BuildResult, builder: &Builder, ending: &Ending) -> Option<Value> {
     let Task::Build(task) = &job.task else { return None };
     let first = (
         result.origin,
@@ -63,9 +72,16 @@ pub fn statement(job: &Job, result: &BuildResult, builder: &Builder, ended_at: T
     if subjects.is_empty() {
         return None;
     }
+    let mut dependencies = sources(result);
+    dependencies.append(&mut derivations);
     let subject: Vec<Value> = subjects
         .into_iter()
         .map(|(path, hash)| json!({ "name": path, "digest": { "sha256": hash } }))
+        .collect();
+    let byproducts: Vec<Value> = ending
+        .log_sha256
+        .iter()
+        .map(|sha256| json!({ "name": "log", "digest": { "sha256": sha256 } }))
         .collect();
     Some(json!({
         "_type": STATEMENT_TYPE,
@@ -80,7 +96,7 @@ pub fn statement(job: &Job, result: &BuildResult, builder: &Builder, ended_at: T
                     "impure": task.impure,
                     "caller": job.owner,
                 },
-                "resolvedDependencies": derivations,
+                "resolvedDependencies": dependencies,
             },
             "runDetails": {
                 "builder": {
@@ -90,11 +106,31 @@ pub fn statement(job: &Job, result: &BuildResult, builder: &Builder, ended_at: T
                 "metadata": {
                     "invocationId": job.id,
                     "startedOn": job.started_at,
-                    "finishedOn": ended_at,
+                    "finishedOn": ending.at,
                 },
+                "byproducts": byproducts,
             },
         },
     }))
+}
+
+/// Returns the sources of a build's flakes, as resource descriptors.
+fn sources(result: &BuildResult) -> Vec<Value> {
+    let of = |source: &LockedSource| {
+        let mut digest = Map::new();
+        if let Some(revision) = &source.revision {
+            digest.insert("gitCommit".to_owned(), json!(revision));
+        }
+        if let Some(sha256) = &source.nar_sha256 {
+            digest.insert("sha256".to_owned(), json!(sha256));
+        }
+        let mut descriptor = json!({ "name": source.reference, "uri": source.locked });
+        if !digest.is_empty() {
+            descriptor["digest"] = Value::Object(digest);
+        }
+        descriptor
+    };
+    result.sources.iter().map(of).collect()
 }
 
 /// A statement, as far as a verifier needs it. Others than a leaf's may have more.

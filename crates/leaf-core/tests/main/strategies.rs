@@ -293,6 +293,7 @@ pub(crate) fn build_result() -> impl Strategy<Value = BuildResult> {
         references: vec![path.clone()],
         references_left_out: 0,
         others_left_out: 0,
+        sources: Vec::new(),
         built,
         origin: (built > 0).then_some(Origin::Built),
         nar_size_bytes: None,

@@ -858,7 +858,7 @@ fn who_reads_the_directory_reads_what_was_decided_whoever_looked_first() {
         rustix::process::getegid().as_raw()
     };
     std::os::unix::fs::chown(place.path(), None, Some(group)).expect("given");
-    let store = super::store::Store::open(place.path()).expect("opened");
+    let store = store::Store::open(place.path()).expect("opened");
     assert!(store.is_some());
     let decided = place.path().join(DECIDED).metadata().expect("it is there");
     let seen = (

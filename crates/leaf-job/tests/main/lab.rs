@@ -93,6 +93,7 @@ impl Talk {
             references: Vec::new(),
             references_left_out: 0,
             others_left_out: 0,
+            sources: Vec::new(),
             built: 1,
             others: Vec::new(),
             origin: None,

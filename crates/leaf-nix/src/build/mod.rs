@@ -1,5 +1,6 @@
 //! `nix build`: its order, its programs, and its result.
 
+mod locking;
 mod result;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use leaf_core::id::StorePath;
 use leaf_core::job::process::{End, Finished, Program, Step};
-use leaf_core::job::{BuildResult, BuiltDerivation, Failure, JobResult, Progress};
+use leaf_core::job::{BuildResult, BuiltDerivation, Failure, JobResult, LockedSource, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::command_line::program;
@@ -18,6 +19,7 @@ use crate::installable::{Run, Target};
 use crate::internal_json::Tracker;
 use crate::path_info::PathInfos;
 use crate::policy;
+use crate::source::{metadata, read_metadata};
 use crate::version::NixVersion;
 pub(crate) use result::read_build;
 
@@ -70,6 +72,9 @@ pub struct Build {
     /// The derivations that were built or were there.
     built: Vec<BuiltDerivation>,
     build_time: Duration,
+    /// The flake references that are not locked yet, and then what they meant.
+    unlocked: Vec<String>,
+    sources: Vec<LockedSource>,
     /// The runs that failed, where the build keeps going, and the error of the first of them.
     failed: Vec<usize>,
     error: Option<String>,
@@ -79,6 +84,8 @@ pub struct Build {
 #[derive(Debug, Clone, Copy)]
 enum Stage {
     Version,
+    /// The locking of the flake reference of this number.
+    Lock(usize),
     /// The run of this number.
     Build(usize),
     /// A run that failed, of which Nix only tells the derivations, by its place among those that failed.
@@ -100,6 +107,8 @@ impl Build {
             } else {
                 Stage::Build(0)
             },
+            unlocked: locking::unlocked(&runs),
+            sources: Vec::new(),
             order,
             runs,
             gc_roots: gc_roots.to_owned(),
@@ -123,13 +132,27 @@ impl Build {
                     self.order.nix.clone(),
                     ["--version".into()],
                 ))),
-                Stage::Build(_) | Stage::Plan(_) | Stage::PathInfo => self.build(0),
+                Stage::Lock(_) | Stage::Build(_) | Stage::Plan(_) | Stage::PathInfo => self.lock(0),
             };
         };
         match self.stage {
             Stage::Version => {
                 self.version = NixVersion::parse(&String::from_utf8_lossy(&finished.stdout));
-                self.build(0)
+                self.lock(0)
+            }
+            Stage::Lock(nth) => {
+                let locked = read_metadata(&finished.stdout)?;
+                if let Some(reference) = self.unlocked.get(nth) {
+                    locking::replace(&mut self.runs, reference, &locked.reference);
+                    self.sources.push(LockedSource {
+                        reference: reference.clone(),
+                        locked: locked.reference,
+                        revision: locked.revision,
+                        nar_sha256: locked.nar_sha256,
+                    });
+                }
+                self.build_time += finished.duration;
+                self.lock(nth + 1)
             }
             Stage::Build(run) => {
                 let mut built = read_build(&finished.stdout)?;
@@ -170,6 +193,8 @@ impl Build {
         }
         let step = match self.stage {
             Stage::Version | Stage::PathInfo => return None,
+            // The run of it fails as well.
+            Stage::Lock(nth) => self.lock(nth + 1),
             Stage::Build(run) => {
                 self.failed.push(run);
                 if self.error.is_none() {
@@ -216,6 +241,18 @@ impl Build {
     #[must_use]
     pub fn error(&self) -> Option<String> {
         self.error.clone().or_else(|| self.tracker.error())
+    }
+
+    /// Begins to lock a flake reference, or what follows the last one: so all of it is built from one source, which the result names.
+    fn lock(&mut self, nth: usize) -> Result<Step, String> {
+        self.stage = Stage::Lock(nth);
+        match self.unlocked.get(nth) {
+            Some(reference) => {
+                let program = metadata(&self.order.nix, &self.order.options, reference);
+                Ok(Step::Run(program))
+            }
+            None => self.build(0),
+        }
     }
 
     /// Begins a run, or what follows the last one.
@@ -377,6 +414,7 @@ impl Build {
             built: self.tracker.built(),
             others: others.iter().take(MOST_OTHERS).cloned().collect(),
             others_left_out: others.len().saturating_sub(MOST_OTHERS) as u64,
+            sources: self.sources.clone(),
         })))
     }
 

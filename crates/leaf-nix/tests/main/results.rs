@@ -160,12 +160,23 @@ fn a_locked_flake_is_built_and_an_unlocked_one_is_refused() {
         "plain",
         &format!("{{ outputs = _: {{ packages.{system}.default = {derivation}; }}; }}"),
     );
+    let built = succeeded(lab.build(plain));
+    assert!(built.store_path.as_str().ends_with("-flake"));
+    // What the reference meant.
+    let [source] = &built.sources[..] else {
+        panic!("{built:?}")
+    };
+    assert!(source.reference.ends_with("/plain"), "{source:?}");
+    let hash = source.nar_sha256.as_deref().expect("a hash");
     assert!(
-        succeeded(lab.build(plain))
-            .store_path
-            .as_str()
-            .ends_with("-flake")
+        hash.len() == 64 && source.locked.contains("narHash="),
+        "{source:?}"
     );
+    let fixed = Installable::Flake {
+        reference: source.locked.clone(),
+    };
+    let again = succeeded(lab.build(fixed));
+    assert_eq!((again.store_path, again.sources.len()), (built.store_path, 0));
     let unlocked = flake(
         &lab,
         "unlocked",

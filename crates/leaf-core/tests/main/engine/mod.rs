@@ -342,6 +342,7 @@ fn a_build_that_ends_during_steps_is_not_reverted_by_their_end() {
         references: Vec::new(),
         references_left_out: 0,
         others_left_out: 0,
+        sources: Vec::new(),
         built: 1,
         others: Vec::new(),
         origin: None,

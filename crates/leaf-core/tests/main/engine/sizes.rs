@@ -147,6 +147,7 @@ fn the_result_and_the_error_of_a_job_are_shortened_to_what_the_server_accepts() 
             references: references.clone(),
             references_left_out: 0,
             others_left_out: 0,
+            sources: Vec::new(),
             built: 1,
             origin: None,
             nar_size_bytes: None,

@@ -111,6 +111,7 @@ mod tests {
                 ..BuiltDerivation::default()
             }],
             others_left_out: 0,
+            sources: Vec::new(),
         };
         let mut names: Vec<PathBuf> = links(Path::new("a/r"), &result)
             .into_iter()

@@ -1,5 +1,8 @@
 //! `leafctl nix verify`: a leaf's signed statements about its builds.
 
+use data_encoding::HEXLOWER;
+use sha2::{Digest as _, Sha256};
+
 use super::*;
 use crate::support::SECURESYSTEMSLIB;
 
@@ -47,6 +50,39 @@ pub(super) async fn verified() -> anyhow::Result<()> {
             && predicate["buildDefinition"]["resolvedDependencies"][0]["uri"]
                 == format!("nix:{}", job["result"]["derivation"].as_str().unwrap_or_default()),
         "{predicate}"
+    );
+    // The log's hash is that of its text.
+    let log = document(&leaf, &["nix", "log", id]).await?;
+    let log = log["text"].as_str().context("a text")?;
+    let digest = Sha256::digest(log.as_bytes());
+    ensure!(
+        predicate["runDetails"]["byproducts"][0]["digest"]["sha256"] == HEXLOWER.encode(&digest),
+        "{predicate}: {log}"
+    );
+    // What a flake reference meant is a dependency.
+    let flake = leaf.scratch().join("attested");
+    std::fs::create_dir(&flake)?;
+    std::fs::write(
+        flake.join("flake.nix"),
+        format!(
+            "{{ outputs = _: {{ x = derivation {{ name = \"{}-of-flake\"; system = \"{}-linux\"; builder = \"/bin/sh\"; \
+             args = [ \"-c\" ''echo y > $out'' ]; }}; }}; }}",
+            leaf.name,
+            std::env::consts::ARCH
+        ),
+    )?;
+    let job = document(&leaf, &["nix", "build", &format!("path:{}#x", flake.display())]).await?;
+    let of_flake = document(&leaf, &["nix", "verify", &store_path(&job)?]).await?;
+    let sources = &of_flake["predicate"]["buildDefinition"]["resolvedDependencies"];
+    ensure!(
+        sources[0]["uri"]
+            .as_str()
+            .is_some_and(|uri| uri.contains("narHash="))
+            && sources[0]["digest"]["sha256"] == job["result"]["sources"][0]["nar_sha256"]
+            && sources[1]["uri"]
+                .as_str()
+                .is_some_and(|uri| uri.starts_with("nix:/nix/store/")),
+        "{of_flake}"
     );
     // By a key that a person has, and not by that of another leaf.
     let own = leaf
