@@ -13,6 +13,7 @@ pub mod build;
 pub mod check;
 mod command_line;
 pub mod compare;
+pub mod develop;
 pub mod diff;
 mod error;
 pub mod eval;

@@ -10,8 +10,8 @@ use std::time::Duration;
 use leaf_core::error::chain;
 use leaf_core::id::JobId;
 use leaf_core::job::{
-    BuildTask, CheckTask, DiffTask, EvalResult, EvalTask, GcTask, Installable, NixPolicy, PrintEnvTask,
-    RootsTask,
+    BuildTask, CheckTask, DevelopTask, DiffTask, EvalResult, EvalTask, GcTask, Installable, NixPolicy,
+    PrintEnvTask, RootsTask,
 };
 use leaf_host::process::{self, Bounds, RunError};
 use serde::Deserialize;
@@ -262,6 +262,22 @@ impl Nix {
             options: self.options(),
             impure: task.impure,
             memory_mib: self.0.eval_memory_mib,
+        })
+    }
+
+    /// Returns the order of the first stage of a development shell of an installable: printing its build environment.
+    ///
+    /// # Errors
+    /// [`NixError::Installable`] or [`NixError::Hidden`], both the caller's fault.
+    pub fn develop(
+        &self,
+        task: &DevelopTask,
+        installable: &Installable,
+    ) -> Result<print_env::Order, NixError> {
+        self.print_env(&PrintEnvTask {
+            installable: installable.clone(),
+            impure: task.impure,
+            timeout_seconds: task.timeout_seconds,
         })
     }
 

@@ -14,16 +14,17 @@ use anyhow::Context as _;
 use leaf_bus::connect::Bus;
 use leaf_core::engine::Input;
 use leaf_core::error::chain;
-use leaf_core::id::{JobId, LeafName};
+use leaf_core::id::{JobId, LeafName, StorePath};
 use leaf_core::job::process::Program;
 use leaf_core::job::{
-    BuildResult, BuildTask, Explanation, Failure, FailureKind, Job, JobOutcome, JobResult, RunTask, Task,
+    BuildResult, BuildTask, Explanation, Failure, FailureKind, Installable, Job, JobOutcome, JobResult, Task,
 };
 use leaf_job::program::{self, ProgramOrder};
 use leaf_job::runner::ProcessJob;
 use leaf_job::{Found, JobError, JobUpdate, Jobs, RunningJob, Work};
 use leaf_nix::build::{self, Build};
 use leaf_nix::check::{self, Check};
+use leaf_nix::develop;
 use leaf_nix::diff::{self, Diff};
 use leaf_nix::eval::{self, Eval};
 use leaf_nix::gc::{self, Gc};
@@ -80,21 +81,59 @@ impl JobHost {
             Task::Gc(task) => self.jobs.start(job.id, &self.nix.gc(task), time_limit),
             Task::Roots(task) => self.jobs.start(job.id, &self.nix.roots(task), time_limit),
             Task::Diff(task) => self.jobs.start(job.id, &self.nix.diff(task), time_limit),
-            Task::Run(task) => {
-                let packages = BuildTask::new(task.packages.clone(), task.timeout_seconds);
-                let order = self.nix.build(&packages).map_err(|error| refusal(&error))?;
-                self.jobs.start(job.id, &order, time_limit)
-            }
+            Task::Run(task) => self.start_packages(job, &task.packages)?,
+            Task::Develop(task) => match &task.installable {
+                Some(installable) => {
+                    let order = self
+                        .nix
+                        .develop(task, installable)
+                        .map_err(|error| refusal(&error))?;
+                    self.jobs.start(job.id, &order, time_limit)
+                }
+                None => self.start_packages(job, &task.packages)?,
+            },
         };
         started.map_err(|error| chain(&error).into())
     }
 
-    /// Starts the program of a job whose packages are built, or returns the reason why it can't be started.
-    fn start_program(&self, job: &Job, task: &RunTask, built: &BuildResult) -> Result<RunningJob, Failure> {
-        let others = built.others.iter().flat_map(|other| other.outputs.values());
-        let packages = built.outputs.values().chain(others).cloned().collect();
-        let order = ProgramOrder::new(task, packages, self.jobs.runner().to_owned());
-        let time_limit = Duration::from_secs(task.timeout_seconds.into());
+    /// Starts the build of a program's packages.
+    fn start_packages(
+        &self,
+        job: &Job,
+        packages: &[Installable],
+    ) -> Result<Result<RunningJob, JobError>, Failure> {
+        let seconds = job.task.timeout_seconds();
+        let packages = BuildTask::new(packages.to_vec(), seconds);
+        let order = self.nix.build(&packages).map_err(|error| refusal(&error))?;
+        let time_limit = Duration::from_secs(seconds.into());
+        Ok(self.jobs.start(job.id, &order, time_limit))
+    }
+
+    /// Returns the order of the program of a job whose first stage ended so; `None` of a job that has no program.
+    fn program_order(&self, job: &Job, outcome: &JobOutcome) -> Option<ProgramOrder> {
+        let JobOutcome::Succeeded(result) = outcome else {
+            return None;
+        };
+        let starter = self.jobs.runner().to_owned();
+        match (&job.task, result) {
+            (Task::Run(task), JobResult::Build(built)) => {
+                Some(ProgramOrder::new(task, all_outputs(built), starter))
+            }
+            (Task::Develop(task), JobResult::Build(built)) => {
+                let shell = develop::shell(task, None);
+                Some(ProgramOrder::of_shell(task, shell, all_outputs(built), starter))
+            }
+            (Task::Develop(task), JobResult::PrintEnv(result)) => {
+                let shell = develop::shell(task, Some(&result.environment));
+                Some(ProgramOrder::of_shell(task, shell, Vec::new(), starter))
+            }
+            _ => None,
+        }
+    }
+
+    /// Starts the program of a job, or returns the reason why it can't be started.
+    fn start_program(&self, job: &Job, order: ProgramOrder) -> Result<RunningJob, Failure> {
+        let time_limit = Duration::from_secs(job.task.timeout_seconds().into());
         let started = self.jobs.start_program(job.id.program(), order, time_limit);
         started.map_err(|error| chain(&error).into())
     }
@@ -148,6 +187,12 @@ impl JobHost {
     }
 }
 
+/// Returns all outputs that a build has made or found.
+fn all_outputs(built: &BuildResult) -> Vec<StorePath> {
+    let others = built.others.iter().flat_map(|other| other.outputs.values());
+    built.outputs.values().chain(others).cloned().collect()
+}
+
 /// Returns the failure of a job that leaf-nix refuses.
 fn refusal(error: &NixError) -> Failure {
     let why = chain(error);
@@ -173,7 +218,9 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: Some(task) }) if task == check::TASK => check(job),
         Ok(Named { task: Some(task) }) if task == gc::TASK => collect(job),
         Ok(Named { task: Some(task) }) if task == diff::TASK => diff(job),
-        Ok(Named { task: Some(task) }) if task == program::TASK => program::run(job),
+        Ok(Named { task: Some(task) }) if task == program::TASK || task == program::SHELL_TASK => {
+            program::run(job)
+        }
         // A newer leafd wrote the order, and its helper started this older one.
         Ok(Named { task: Some(task) }) => {
             let task: String = task.chars().take(40).collect();
@@ -312,14 +359,14 @@ pub async fn run(
         host.give_up(&task.gives_up).await;
     }
     let (mut outcome, mut running) = stages.run(job.id, &mut cancelled, || host.start(job)).await;
-    // The packages are built.
-    if let (Task::Run(task), JobOutcome::Succeeded(JobResult::Build(built))) = (&job.task, &outcome) {
+    // What the program needs is built.
+    if let Some(order) = host.program_order(job, &outcome) {
         let _ = inputs.send(Input::JobRunsProgram(job.id).into()).await;
-        if task.session.is_some() {
+        if job.task.session().is_some() {
             let socket = host.jobs.session_socket(job.id);
             let _ = sessions.send(News::RunsProgram(job.id, socket)).await;
         }
-        let start = || host.start_program(job, task, built);
+        let start = || host.start_program(job, order);
         let (program, runner) = stages.run(job.id.program(), &mut cancelled, start).await;
         running = runner.or(running);
         outcome = match program {

@@ -13,7 +13,7 @@ use data_encoding::{BASE64, HEXLOWER};
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::{Incoming, Responder};
 use leaf_core::id::{Caller, JobId, LeafName};
-use leaf_core::job::{Job, RunTask, Task};
+use leaf_core::job::Job;
 use leaf_core::json::to_json;
 use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::session::numbers::MAX_NUMBER;
@@ -135,10 +135,7 @@ impl Sessions {
     async fn hear_of(&mut self, news: News) {
         match news {
             News::Began { job, cancel } => {
-                let Task::Run(RunTask {
-                    session: Some(task), ..
-                }) = &job.task
-                else {
+                let Some(task) = job.task.session() else {
                     return;
                 };
                 let entry = Entry {

@@ -121,6 +121,41 @@ commands! {
         session: Option<SessionTask>,
     } -> JobAccepted
 
+    /// Begins a shell in the environment of a derivation's build, or with packages: `nix develop`. It is a program as that of `run`.
+    Develop: Develop = "develop" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: RunsCode,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The flake reference, the file or the derivation whose build environment it has.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        installable: Option<Installable>,
+        /// The packages, if there is no installable: at most 32, of 16 KiB together. Their `bin` directories are the beginning of its `PATH`.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        packages: Vec<Installable>,
+        /// The program that the shell becomes, and its arguments: at most 256, of 32 KiB together. Without it, the shell is interactive on a
+        /// terminal, and else reads commands from its standard input.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        command: Vec<String>,
+        /// Bash commands that are run last, before the command: at most 16 KiB. They are a part of the job's record.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        shell_hook: Option<String>,
+        /// Variables of its environment: at most 64, of 32 KiB together. They are a part of the job's record.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        environment: BTreeMap<String, String>,
+        /// Whether its `PATH` has no directory of the host.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pure: bool,
+        /// Whether a flake is evaluated impurely: a leaf refuses it unless its policy has it.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        impure: bool,
+        /// The time limit, in seconds, of the build, and again of the program, unless it has a session; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+        /// The session through which its input and output go. Without it, there must be a command, and the result has the end of its output.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        session: Option<SessionTask>,
+    } -> JobAccepted
+
     /// Returns the leaf's signed statements about what built a store path: of the jobs that it remembers, newest first.
     Attestations: ListAttestations = "attestations" {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,

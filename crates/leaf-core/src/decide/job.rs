@@ -8,7 +8,7 @@ use crate::command::job::{Command, JobList, SessionTaken};
 use crate::container::DesiredRun;
 use crate::event::{ContainerBuilt, ContainerFailed, ContainerStep, Fact, JobCancelled, JobQueued, JobTaken};
 use crate::id::{ContainerName, JobId};
-use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, RunTask, Task};
+use crate::job::{BuildResult, BuildTask, Installable, Job, JobPhase, JobResult, Task};
 use crate::placement::demand::Demand;
 use crate::problem::{Problem, ProblemCode};
 use crate::session::SessionTask;
@@ -36,11 +36,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         }
         Command::Take(c) => {
             let job = find_job(state, c.id)?;
-            let Task::Run(RunTask {
-                session: Some(session),
-                ..
-            }) = &job.task
-            else {
+            let Some(session) = job.task.session() else {
                 return Err(invalid(format!("job {} has no session", c.id)));
             };
             if job.owner != context.caller {
@@ -162,6 +158,7 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
         | Task::PrintEnv(_)
         | Task::Check(_)
         | Task::Run(_)
+        | Task::Develop(_)
         | Task::Gc(_)
         | Task::Roots(_)
         | Task::Diff(_) => false,

@@ -10,8 +10,8 @@ use crate::id::{JobId, StorePath};
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
 use crate::job::{
-    BuildTask, CheckTask, DiffTask, EvalTask, GcTask, Installable, Job, JobPhase, JobResult, PrintEnvTask,
-    RootsTask, RunTask, Task,
+    BuildTask, CheckTask, DevelopTask, DiffTask, EvalTask, GcTask, Installable, Job, JobPhase, JobResult,
+    PrintEnvTask, RootsTask, RunTask, Task,
 };
 use crate::placement::JobKey;
 use crate::placement::demand::{Demand, check_features};
@@ -111,6 +111,25 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             has_room(state, context)?;
             (Task::Run(task), Demand::default())
         }
+        Command::Develop(c) => {
+            let task = DevelopTask {
+                installable: c.installable.clone(),
+                packages: c.packages.clone(),
+                command: c.command.clone(),
+                shell_hook: c.shell_hook.clone(),
+                environment: c.environment.clone(),
+                pure: c.pure,
+                impure: c.impure,
+                session: c.session.clone(),
+                timeout_seconds: time_limit(c.timeout_seconds, context)?,
+            };
+            task.check().map_err(invalid)?;
+            for installable in task.installable.iter().chain(&task.packages) {
+                by_policy(installable, task.impure, context)?;
+            }
+            has_room(state, context)?;
+            (Task::Develop(task), Demand::default())
+        }
     };
     let job = JobId(context.fresh_id);
     let fact = queue(state, job, task, demand, context)?;
@@ -127,7 +146,7 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
 fn has_room(state: &State, context: &Context) -> Result<(), Problem> {
     let open = || {
         let open = state.jobs.values().filter(|job| !job.phase.is_final());
-        open.filter(|job| matches!(job.task, Task::Run(_)))
+        open.filter(|job| job.task.has_program())
     };
     let own = open().filter(|job| job.owner == context.caller).count();
     if open().count() < MOST_PROGRAMS && own < MOST_OF_A_CALLER {

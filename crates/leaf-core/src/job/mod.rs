@@ -9,6 +9,7 @@
 
 pub mod build;
 pub mod check;
+pub mod develop;
 pub mod diff;
 pub mod eval;
 pub mod exit;
@@ -30,9 +31,11 @@ use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 use crate::placement::demand::Demand;
 use crate::provenance::envelope::Envelope;
+use crate::session::SessionTask;
 
 pub use build::{BuildResult, BuildTask, BuiltDerivation, LockedSource, Origin};
 pub use check::{CheckResult, CheckTask};
+pub use develop::{DevelopTask, Shell};
 pub use diff::{DiffResult, DiffTask};
 pub use eval::{EvalResult, EvalTask};
 pub use exit::ProgramExit;
@@ -129,6 +132,8 @@ pub enum Task {
     Diff(DiffTask),
     /// Packages, and a program that is run with them.
     Run(RunTask),
+    /// `nix develop`.
+    Develop(DevelopTask),
 }
 
 impl Task {
@@ -144,6 +149,32 @@ impl Task {
             Self::Roots(task) => task.timeout_seconds,
             Self::Diff(task) => task.timeout_seconds,
             Self::Run(task) => task.timeout_seconds,
+            Self::Develop(task) => task.timeout_seconds,
+        }
+    }
+
+    /// Returns whether it ends with a program under a user of its own.
+    #[must_use]
+    pub fn has_program(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Develop(_))
+    }
+
+    /// Returns the session through which its program's input and output go.
+    #[must_use]
+    pub fn session(&self) -> Option<&SessionTask> {
+        match self {
+            Self::Run(task) => task.session.as_ref(),
+            Self::Develop(task) => task.session.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// Returns its session, to change it.
+    pub(crate) fn session_mut(&mut self) -> Option<&mut SessionTask> {
+        match self {
+            Self::Run(task) => task.session.as_mut(),
+            Self::Develop(task) => task.session.as_mut(),
+            _ => None,
         }
     }
 }

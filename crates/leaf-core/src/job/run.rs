@@ -51,42 +51,51 @@ impl RunTask {
     /// The reason, for the caller.
     pub fn check(&self) -> Result<(), String> {
         check_all(&self.packages)?;
-        if self.command.first().is_none_or(String::is_empty) {
-            return Err("the command names no program".to_owned());
-        }
-        let arguments: usize = self.command.iter().map(String::len).sum();
-        if self.command.len() > MOST_ARGUMENTS || arguments > MAX_ARGUMENT_BYTES {
-            return Err(format!(
-                "the command has {} words of {arguments} bytes: at most {MOST_ARGUMENTS} of {MAX_ARGUMENT_BYTES} bytes together are taken",
-                self.command.len()
-            ));
-        }
-        let variables: usize = self
-            .environment
-            .iter()
-            .map(|(name, value)| name.len() + value.len())
-            .sum();
-        if self.environment.len() > MOST_VARIABLES || variables > MAX_VARIABLE_BYTES {
-            return Err(format!(
-                "the environment has {} variables of {variables} bytes: at most {MOST_VARIABLES} of {MAX_VARIABLE_BYTES} bytes together are taken",
-                self.environment.len()
-            ));
-        }
-        if let Some(name) = self.environment.keys().find(|name| !is_variable(name)) {
-            return Err(format!(
-                "{name:?} is no name of a variable: letters, digits and _, and no digit first"
-            ));
-        }
-        if self
-            .command
-            .iter()
-            .chain(self.environment.values())
-            .any(|text| text.contains('\0'))
-        {
-            return Err("the command or the environment has a NUL character".to_owned());
-        }
+        check_command(&self.command)?;
+        check_environment(&self.environment)?;
         self.session.as_ref().map_or(Ok(()), SessionTask::check)
     }
+}
+
+/// Checks a program and its arguments.
+pub(super) fn check_command(command: &[String]) -> Result<(), String> {
+    if command.first().is_none_or(String::is_empty) {
+        return Err("the command names no program".to_owned());
+    }
+    let arguments: usize = command.iter().map(String::len).sum();
+    if command.len() > MOST_ARGUMENTS || arguments > MAX_ARGUMENT_BYTES {
+        return Err(format!(
+            "the command has {} words of {arguments} bytes: at most {MOST_ARGUMENTS} of {MAX_ARGUMENT_BYTES} bytes together are taken",
+            command.len()
+        ));
+    }
+    if command.iter().any(|word| word.contains('\0')) {
+        return Err("the command has a NUL character".to_owned());
+    }
+    Ok(())
+}
+
+/// Checks the variables of a program's environment.
+pub(super) fn check_environment(environment: &BTreeMap<String, String>) -> Result<(), String> {
+    let variables: usize = environment
+        .iter()
+        .map(|(name, value)| name.len() + value.len())
+        .sum();
+    if environment.len() > MOST_VARIABLES || variables > MAX_VARIABLE_BYTES {
+        return Err(format!(
+            "the environment has {} variables of {variables} bytes: at most {MOST_VARIABLES} of {MAX_VARIABLE_BYTES} bytes together are taken",
+            environment.len()
+        ));
+    }
+    if let Some(name) = environment.keys().find(|name| !is_variable(name)) {
+        return Err(format!(
+            "{name:?} is no name of a variable: letters, digits and _, and no digit first"
+        ));
+    }
+    if environment.values().any(|value| value.contains('\0')) {
+        return Err("the environment has a NUL character".to_owned());
+    }
+    Ok(())
 }
 
 fn is_variable(name: &str) -> bool {

@@ -252,10 +252,11 @@ mod tests {
 
     const ALWAYS: [&str; 2] = ["runs-code", "cuts-off"];
     /// The commands of these powers.
-    const ALWAYS_SIGNED: [&str; 7] = [
+    const ALWAYS_SIGNED: [&str; 8] = [
         "leaf.move_to",
         "leaf.confirm",
         "nix.run",
+        "nix.develop",
         "job.take",
         "system.switch",
         "system.test",

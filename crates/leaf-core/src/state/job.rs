@@ -7,7 +7,7 @@ use crate::aggregate::Aggregate;
 use crate::event::Event;
 use crate::event::job::JobFact;
 use crate::id::JobId;
-use crate::job::{Job, JobPhase, RunTask, Task};
+use crate::job::{Job, JobPhase};
 
 /// The number of ended jobs that are remembered.
 pub const REMEMBERED_JOBS: usize = 200;
@@ -63,15 +63,12 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
             }
             _ => Vec::new(),
         },
-        JobFact::Taken(f) => match state.jobs.get_mut(&f.id).map(|job| &mut job.task) {
-            Some(Task::Run(RunTask {
-                session: Some(session),
-                ..
-            })) => {
+        JobFact::Taken(f) => match state.jobs.get_mut(&f.id).and_then(|job| job.task.session_mut()) {
+            Some(session) => {
                 session.key.clone_from(&f.key);
                 vec![Aggregate::Job(&f.id).key()]
             }
-            _ => Vec::new(),
+            None => Vec::new(),
         },
         JobFact::Succeeded(f) => end_job(state, f.id, now, JobPhase::Succeeded, |job| {
             job.result = Some(f.result.clone());

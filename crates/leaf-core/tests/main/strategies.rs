@@ -507,6 +507,24 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 demand: Demand::default(),
             })
         }),
+        1 => (job_id(), caller(), installable(), option::of("[ -~]{0,9}")).prop_map(|(id, owner, installable, shell_hook)| {
+            Fact::from(JobQueued {
+                id,
+                owner,
+                task: Task::Develop(DevelopTask {
+                    installable: Some(installable),
+                    packages: Vec::new(),
+                    command: Vec::new(),
+                    shell_hook,
+                    environment: BTreeMap::default(),
+                    pure: false,
+                    impure: false,
+                    timeout_seconds: 60,
+                    session: None,
+                }),
+                demand: Demand::default(),
+            })
+        }),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), "[A-Za-z0-9+/]{0,8}").prop_map(|(id, payload)| Fact::from(JobAttested {
             id,

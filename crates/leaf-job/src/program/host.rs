@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use leaf_core::job::develop::ShellStart;
 use leaf_core::job::run::{TAIL_BYTES, Tail};
 use leaf_core::job::{JobOutcome, JobResult, ProgramExit, RunResult};
 use leaf_core::session::wire::{FromRunner, Kept, Stream, ToRunner};
@@ -27,6 +28,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::ProgramOrder;
 use super::buffer::Buffer;
+use super::shell;
 use super::side::{Happened, Side, WITHOUT_LEAFD, hello};
 use super::start::Start;
 use crate::descendants::{enter_cgroup, kill_descendants};
@@ -96,9 +98,21 @@ impl Place {
         };
         make(&place.home())?;
         make(&place.temporary())?;
+        let mut command = order.command.clone();
+        let mut environment = place.environment(order);
+        if let Some(shell) = &order.shell {
+            let directory = place.base.join("shell");
+            make(&directory)?;
+            let script = shell::write(shell, &directory, &place.home(), order.user)?;
+            command = shell::command(shell, order, &script);
+            if shell.start == ShellStart::Input {
+                let script = script.to_string_lossy().into_owned();
+                environment.insert("BASH_ENV".to_owned(), script);
+            }
+        }
         let start = Start {
-            command: order.command.clone(),
-            environment: place.environment(order),
+            command,
+            environment,
             directory: place.home(),
             user: order.user,
             terminal: order.terminal().is_some(),

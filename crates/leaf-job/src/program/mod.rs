@@ -8,6 +8,7 @@
 mod buffer;
 pub mod frame;
 mod host;
+mod shell;
 mod side;
 mod start;
 
@@ -16,7 +17,7 @@ use std::io;
 use std::path::PathBuf;
 
 use leaf_core::id::StorePath;
-use leaf_core::job::RunTask;
+use leaf_core::job::{DevelopTask, RunTask, Shell};
 use leaf_core::session::{SessionTask, Terminal};
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +27,8 @@ pub use start::start_program;
 
 /// The task of the order of a program.
 pub const TASK: &str = "program";
+/// The task of the order of a development shell.
+pub const SHELL_TASK: &str = "shell";
 
 /// The name of the runner's socket in the program's directory.
 pub(crate) const SOCKET: &str = "session";
@@ -39,7 +42,7 @@ const USERS: u32 = 0x1000_0000;
 /// The order of a program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProgramOrder {
-    /// Always [`TASK`].
+    /// [`TASK`], or with a shell [`SHELL_TASK`], which older versions refuse.
     task: String,
     command: Vec<String>,
     environment: BTreeMap<String, String>,
@@ -47,6 +50,9 @@ pub struct ProgramOrder {
     packages: Vec<StorePath>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     session: Option<SessionTask>,
+    /// The shell that the program is, or begins with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    shell: Option<Shell>,
     /// The program `leafd`.
     starter: PathBuf,
     /// The user that it becomes; `None` if its unit has one of its own.
@@ -58,16 +64,30 @@ impl ProgramOrder {
     /// Returns the order of a program with packages that are in the store. `starter` is the program `leafd`.
     #[must_use]
     pub fn new(task: &RunTask, packages: Vec<StorePath>, starter: PathBuf) -> Self {
-        let bins = packages.iter().map(|package| format!("{package}/bin"));
-        let host = (!task.pure).then_some(HOST_PATH);
-        let path: Vec<String> = bins.chain(host.map(str::to_owned)).collect();
         Self {
             task: TASK.to_owned(),
             command: task.command.clone(),
             environment: task.environment.clone(),
-            path: path.join(":"),
+            path: path(&packages, task.pure),
             packages,
             session: task.session.clone(),
+            shell: None,
+            starter,
+            user: None,
+        }
+    }
+
+    /// Returns the order of a development shell with packages that are in the store. `starter` is the program `leafd`.
+    #[must_use]
+    pub fn of_shell(task: &DevelopTask, shell: Shell, packages: Vec<StorePath>, starter: PathBuf) -> Self {
+        Self {
+            task: SHELL_TASK.to_owned(),
+            command: task.command.clone(),
+            environment: task.environment.clone(),
+            path: path(&packages, task.pure),
+            packages,
+            session: task.session.clone(),
+            shell: Some(shell),
             starter,
             user: None,
         }
@@ -83,6 +103,13 @@ impl ProgramOrder {
         self.user = Some(FIRST_USER + random % USERS);
         self
     }
+}
+
+/// Returns the search path of a program.
+fn path(packages: &[StorePath], is_pure: bool) -> String {
+    let bins = packages.iter().map(|package| format!("{package}/bin"));
+    let host = (!is_pure).then_some(HOST_PATH);
+    bins.chain(host.map(str::to_owned)).collect::<Vec<_>>().join(":")
 }
 
 /// Runs the program of an order to its end: the main function of its runner.

@@ -92,7 +92,7 @@ fn run(start: &Start) -> io::Error {
 }
 
 /// Returns the path of a program: a name without `/` is looked up.
-fn found(program: &str, path: &str) -> io::Result<PathBuf> {
+pub(super) fn found(program: &str, path: &str) -> io::Result<PathBuf> {
     if program.contains('/') {
         return Ok(program.into());
     }

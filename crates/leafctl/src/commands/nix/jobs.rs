@@ -32,6 +32,7 @@ impl Jobs {
                         Task::Check(task) => format!("check {}", task.installable),
                         Task::PrintEnv(task) => format!("print-env {}", task.installable),
                         Task::Diff(task) => format!("diff {} {}", task.from, task.to),
+                        Task::Develop(task) => super::develop::text(task),
                         Task::Run(run) => format!("run {}", run.command.join(" ")),
                     };
                     let result = match (&job.result, &job.error) {

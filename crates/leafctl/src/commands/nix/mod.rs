@@ -4,6 +4,7 @@ pub(super) mod build;
 mod cancel;
 mod check;
 mod ci;
+mod develop;
 pub(super) mod diff;
 mod eval;
 mod gc;
@@ -24,6 +25,7 @@ commands! {
     Ci(ci::Ci),
     Run(run::Run),
     Diff(diff::Diff),
+    Develop(develop::Develop),
     Gc(gc::Gc),
     Jobs(jobs::Jobs),
     Log(log::Log),

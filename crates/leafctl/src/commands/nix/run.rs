@@ -3,8 +3,10 @@ use std::collections::BTreeMap;
 use clap::Args;
 use data_encoding::BASE64;
 use leaf_core::command;
+use leaf_core::id::JobId;
 use leaf_core::job::{JobResult, ProgramExit, RunResult};
 use leaf_core::session::{SessionTask, Terminal};
+use leaf_trust::session_key::SessionKey;
 
 use super::build::{follow, installables, seconds};
 use crate::attach::{self, Begin, Ended, new_key, terminal};
@@ -51,12 +53,7 @@ impl Run {
         // Standard output alone may be a terminal, as that of `leafctl … < file`.
         let has_terminal = terminal::is_terminal() && !self.record;
         let request = command::Run {
-            session: (!self.record).then(|| SessionTask {
-                key: BASE64.encode(&key.public()),
-                terminal: has_terminal.then(own_terminal),
-                linger_seconds: None,
-                detached_seconds: None,
-            }),
+            session: (!self.record).then(|| session_task(&key, has_terminal)),
             packages: installables(self.file.as_deref(), None, self.packages)?,
             command: self.command,
             environment: self.env.into_iter().collect::<BTreeMap<_, _>>(),
@@ -74,17 +71,32 @@ impl Run {
             };
             return in_session(&leaf, begin, output).await;
         }
-        let job = follow(&leaf, accepted.job, output).await?;
-        let Some(JobResult::Run(result)) = &job.result else {
-            return output.document(&job, |job| job.id.to_string());
-        };
-        if output.is_json() {
-            output.document(&job, |job| job.id.to_string())?;
-        } else {
-            note_left_out(output, result);
-            output.of_program(&result.stdout.bytes(), &result.stderr.bytes())?;
-        }
-        ended(&result.exit)
+        recorded(&leaf, accepted.job, output).await
+    }
+}
+
+/// Waits for the end of a program without a session, prints what its record has, and ends as it did.
+pub(super) async fn recorded(leaf: &Leaf, job: JobId, output: Output) -> Result<(), Error> {
+    let job = follow(leaf, job, output).await?;
+    let Some(JobResult::Run(result)) = &job.result else {
+        return output.document(&job, |job| job.id.to_string());
+    };
+    if output.is_json() {
+        output.document(&job, |job| job.id.to_string())?;
+    } else {
+        note_left_out(output, result);
+        output.of_program(&result.stdout.bytes(), &result.stderr.bytes())?;
+    }
+    ended(&result.exit)
+}
+
+/// Returns a session for the client with this key.
+pub(super) fn session_task(key: &SessionKey, has_terminal: bool) -> SessionTask {
+    SessionTask {
+        key: BASE64.encode(&key.public()),
+        terminal: has_terminal.then(own_terminal),
+        linger_seconds: None,
+        detached_seconds: None,
     }
 }
 

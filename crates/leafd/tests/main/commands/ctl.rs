@@ -7,6 +7,8 @@
 mod building;
 #[path = "ctl/connecting.rs"]
 mod connecting;
+#[path = "ctl/developing.rs"]
+mod developing;
 #[path = "ctl/escapes.rs"]
 mod escapes;
 #[path = "ctl/fleet.rs"]
@@ -113,6 +115,10 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
         host.trial("leafctl: a program is run with packages under a user of its own, and its output, exit code and time are in the record", &[Need::Root, Need::Nix], running::recorded),
         host.trial("leafctl: a program that hangs, forks without end or leaves something behind is bounded and leaves nothing", &[Need::Root, Need::Nix], running::bounded),
+        host.trial("leafctl: nix develop runs a command or a script in the environment of a build, with its functions, hooks and output paths", &[Need::Root, Need::Nix], developing::with_pipes),
+        host.trial("leafctl: nix develop with packages has them in PATH, and the caller's variables and hook", &[Need::Root, Need::Nix], developing::with_packages),
+        host.trial("leafctl: nix develop on a terminal is an interactive bash, which is left, come back to, and ends with its code", &[Need::Root, Need::Nix], developing::on_a_terminal),
+        host.trial("leafctl: nix develop of what has no environment, or too large a one, fails with the reason", &[Need::Root, Need::Nix], developing::refused),
         host.trial("sessions: what goes in and comes out is the same, bytes of all kinds, and the exit code is the program's", &[Need::Root, Need::Nix], sessions::pipes),
         host.trial("sessions: on a terminal a program has one of the size of the person's, is interrupted, resized, left and come back to", &[Need::Root, Need::Nix], sessions::terminals),
         host.trial("sessions: a restart of leafd leaves the program and what it prints alone, and its client comes back by itself", &[Need::Root, Need::Nix], sessions::restarts),

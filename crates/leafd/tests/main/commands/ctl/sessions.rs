@@ -112,7 +112,8 @@ pub(super) async fn pipes() -> anyhow::Result<()> {
 }
 
 /// A person's terminal, in which leafctl runs.
-struct Screen {
+#[derive(Debug)]
+pub(super) struct Screen {
     master: File,
     child: Child,
     /// What was printed since it was last looked for.
@@ -121,7 +122,7 @@ struct Screen {
 }
 
 impl Screen {
-    fn open(runner: &Runner, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
+    pub(super) fn open(runner: &Runner, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         grantpt(&master)?;
@@ -157,7 +158,7 @@ impl Screen {
         Ok(screen)
     }
 
-    fn resize(&self, (columns, rows): (u16, u16)) -> anyhow::Result<()> {
+    pub(super) fn resize(&self, (columns, rows): (u16, u16)) -> anyhow::Result<()> {
         let size = Winsize {
             ws_row: rows,
             ws_col: columns,
@@ -167,12 +168,12 @@ impl Screen {
         Ok(tcsetwinsize(&self.master, size)?)
     }
 
-    fn types(&mut self, keys: &str) -> anyhow::Result<()> {
+    pub(super) fn types(&mut self, keys: &str) -> anyhow::Result<()> {
         Ok(self.master.write_all(keys.as_bytes())?)
     }
 
     /// Waits until this is printed, and forgets all before it.
-    async fn shows(&mut self, what: &str) -> anyhow::Result<()> {
+    pub(super) async fn shows(&mut self, what: &str) -> anyhow::Result<()> {
         let end = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(at) = self.printed.find(what) {
@@ -187,7 +188,7 @@ impl Screen {
     }
 
     /// Waits for the shell's prompt. busybox keeps it back where its terminal gets a size at the same moment, until something is typed.
-    async fn prompts(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn prompts(&mut self) -> anyhow::Result<()> {
         for _ in 0..60 {
             self.types("\r")?;
             if let Ok(shown) = tokio::time::timeout(Duration::from_secs(1), self.shows("ready> ")).await {
@@ -197,7 +198,7 @@ impl Screen {
         anyhow::bail!("no prompt in {:?}", self.printed)
     }
 
-    async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
+    pub(super) async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
         let ended = tokio::time::timeout(Duration::from_secs(60), self.child.wait()).await;
         Ok(ended
             .with_context(|| format!("leafctl ends: {}", self.printed))??
@@ -206,7 +207,7 @@ impl Screen {
 }
 
 /// Returns the job of the last session.
-async fn last_job(leaf: &TestLeaf) -> anyhow::Result<(String, String)> {
+pub(super) async fn last_job(leaf: &TestLeaf) -> anyhow::Result<(String, String)> {
     let jobs = document(leaf, &["nix", "jobs"]).await?;
     let job = &jobs["jobs"][0];
     let text = |key: &str| job[key].as_str().unwrap_or_default().to_owned();
