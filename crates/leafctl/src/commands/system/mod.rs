@@ -1,5 +1,6 @@
 //! The commands about the systems of leaves.
 
+mod batches;
 mod build;
 mod diff;
 mod follow;

@@ -2,7 +2,8 @@ use clap::Args;
 use leaf_core::change::SystemMode;
 use leaf_core::command::{Generation, ListGenerations, SystemReport};
 
-use super::switch::{Batches, Change, How};
+use super::batches::Batches;
+use super::switch::{Change, How};
 use crate::error::Error;
 use crate::leaf::Leaf;
 use crate::output::Output;

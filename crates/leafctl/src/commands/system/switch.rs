@@ -5,14 +5,13 @@ use leaf_core::change::SystemMode;
 use leaf_core::command::{BootSystem, OpenChange, SwitchSystem, TestSystem};
 use leaf_core::id::StorePath;
 
+use super::batches::Batches;
 use super::follow::{Switched, follow};
 use super::toplevel::built;
 use crate::error::Error;
-use crate::fleet::{self, Failures};
 use crate::leaf::Leaf;
 use crate::output::Output;
 use crate::session::Session;
-use crate::text::{Fields, fields};
 
 /// Switch a leaf to another system; it goes back by itself unless that is confirmed in time.
 ///
@@ -59,17 +58,6 @@ pub(super) struct What {
     time_limit: Option<Duration>,
     #[command(flatten)]
     batches: Batches,
-}
-
-/// How a command to several leaves goes on.
-#[derive(Debug, Clone, Args)]
-pub(super) struct Batches {
-    /// The number of leaves that are switched at once, where several are selected. The next ones begin when all of them are confirmed.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    batch: u16,
-    /// Go on with further leaves after one has failed.
-    #[arg(long)]
-    keep_going: bool,
 }
 
 /// How a switch is confirmed.
@@ -206,94 +194,4 @@ impl Change {
         };
         leaf.call_slow_with_own_body(&request).await
     }
-}
-
-impl Batches {
-    /// Does the work for each leaf, so many at once, and prints the outcomes. After a failure no further batch begins.
-    pub(super) async fn each(
-        &self,
-        session: &Session,
-        output: Output,
-        work: impl AsyncFn(&Leaf) -> Result<Switched, Error>,
-    ) -> Result<(), Error> {
-        if !session.is_for_several() {
-            return session.each(output, work, text).await;
-        }
-        let (away, leaves): (Vec<_>, Vec<_>) = session.leaves().await?.into_iter().partition(Leaf::is_away);
-        for leaf in &away {
-            output.note(&format!(
-                "leaf {} is away, and left out: run the command again for it when it is back",
-                leaf.name
-            ));
-        }
-        let mut failures = Failures::of(leaves.len(), output);
-        let mut table = output.table(&["LEAF", "OUTCOME", "SYSTEM", "WHY"]);
-        let mut has_failed = false;
-        for batch in leaves.chunks(self.batch.into()) {
-            if has_failed && !self.keep_going {
-                for leaf in batch {
-                    table.add_row([leaf.name.as_str(), "not begun", "", ""]);
-                    if output.is_json() {
-                        let reply = serde_json::json!({ "outcome": "not begun" });
-                        output.json_line(&fleet::reply_line(&leaf.name, &reply))?;
-                    }
-                }
-                continue;
-            }
-            let results = fleet::at_each(batch, &work).await;
-            for (leaf, result) in batch.iter().zip(results) {
-                match result {
-                    Ok(switched) => {
-                        let system = switched.toplevel.as_ref().map(ToString::to_string);
-                        table.add_row([
-                            leaf.name.as_str(),
-                            switched.outcome,
-                            &system.unwrap_or_default(),
-                            "",
-                        ]);
-                        if output.is_json() {
-                            output.json_line(&fleet::reply_line(&leaf.name, &switched))?;
-                        }
-                    }
-                    Err(error) => {
-                        has_failed = true;
-                        let why = leaf_core::error::chain(&error);
-                        table.add_row([leaf.name.as_str(), outcome_of(&error), "", &why]);
-                        if output.is_json() {
-                            output.json_line(&fleet::error_line(&leaf.name, &error))?;
-                        }
-                        failures.add(&leaf.name, error);
-                    }
-                }
-            }
-        }
-        if !output.is_json() {
-            output.text(table)?;
-        }
-        failures.end()
-    }
-}
-
-/// Returns the outcome of a leaf in a word or two: whether it was refused, went back, or is not known.
-fn outcome_of(error: &Error) -> &'static str {
-    match error.exit_code() {
-        7 => "failed",
-        4 | 130 => "unknown",
-        _ => "refused",
-    }
-}
-
-pub(super) fn text(switched: &Switched) -> Fields {
-    let mut lines = vec![
-        ("change", switched.change.to_string()),
-        ("outcome", switched.outcome.to_owned()),
-    ];
-    lines.extend(
-        switched
-            .toplevel
-            .as_ref()
-            .map(|path| ("system", path.to_string())),
-    );
-    lines.extend(switched.by.as_ref().map(|by| ("by", by.clone())));
-    fields(&lines)
 }

@@ -75,6 +75,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: of several leaves, those that are gone or hang get a line each and hold up no other", &[], fleet::silent),
         host.trial("leafctl: a thousand leaves are listed by one read, and those that are gone or hang hold up no other", &[], fleet::a_thousand),
         host.trial("leafctl: a leaf that is away is listed and not waited for", &[], fleet::away),
+        host.trial("leafctl: a system for several leaves reaches one that is away once it is back, if that is asked for", &[Need::Nix], fleet::awaited),
         host.trial("leafctl: on a hub the list and the description of a leaf have the state of its copy", &[], fleet::copies),
         host.trial("leafctl: of a leaf that is away, the hub says since when and how far its events are copied", &[Need::HubAgent], hub::away),
         host.trial("leafctl: a fleet is made from nothing, and its leaf, its agent and a person work together until the leaf is revoked", &[Need::HubAgent], keys::from_nothing),

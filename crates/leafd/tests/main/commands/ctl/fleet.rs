@@ -283,10 +283,7 @@ pub(super) async fn away() -> anyhow::Result<()> {
     let fleet = Fleet::start(1).await?;
     let here = fleet.name(0).to_owned();
     let identity = fleet.leaves[0].identity()?;
-    let context = async_nats::jetstream::new(fleet.leaves[0].nats_as_leafd().await?);
-    let mut leases = context.get_stream("LEASES").await?.cached_info().config.clone();
-    leases.max_age = Duration::ZERO;
-    context.update_stream(leases).await?;
+    remember_leaves(&fleet).await?;
     let gone = LeafName::new(format!("{here}-gone"))?;
     let listed: Value = document(&fleet.leaves[0], &["leaf", "list"]).await?["leaves"][0].clone();
     ensure!(
@@ -343,6 +340,63 @@ pub(super) async fn away() -> anyhow::Result<()> {
         &format!("leaf {gone} did not reply within 1 s and is away since"),
     )?;
     ensure!(took < Duration::from_secs(5), "it waited for {took:?}");
+    Ok(())
+}
+
+/// Has the stream of leases forget no leaf, as a hub has it.
+async fn remember_leaves(fleet: &Fleet) -> anyhow::Result<()> {
+    let context = async_nats::jetstream::new(fleet.leaves[0].nats_as_leafd().await?);
+    let mut leases = context.get_stream("LEASES").await?.cached_info().config.clone();
+    leases.max_age = Duration::ZERO;
+    context.update_stream(leases).await?;
+    Ok(())
+}
+
+/// No system is switched here, since these hosts have none: what is shown is which leaf is asked when.
+pub(super) async fn awaited() -> anyhow::Result<()> {
+    let mut fleet = Fleet::start(2).await?;
+    remember_leaves(&fleet).await?;
+    let gone = fleet.name(1).to_owned();
+    fleet.leaves[1].kill().await?;
+    until("the leaf is away", async || {
+        let table = fleet.printed(&["leaf", "list"]).await?;
+        Ok(table.contains("away since ").then_some(()))
+    })
+    .await?;
+    let nowhere = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-nowhere";
+    let boot = ["system", "boot", "--uncounted", "-A", "--keep-going", nowhere];
+    let (output, _) = fleet.ctl(&boot).await?;
+    ended(&output, 7, &format!("leaf {gone} is away, and left out"))?;
+    ensure!(!text(&output.stdout).contains(&gone), "{output:?}");
+    let awaiting = [&boot[..], &["--await-absent", "2s"]].concat();
+    let (output, _) = fleet.ctl(&awaiting).await?;
+    ended(&output, 9, &format!("leaf {gone} was away for all of 2s"))?;
+    let table = text(&output.stdout);
+    let lines: Vec<Vec<&str>> = table
+        .lines()
+        .map(|line| line.split_whitespace().take(2).collect())
+        .collect();
+    ensure!(lines[1][1] == "failed" && lines[2] == [&*gone, "away"], "{table}");
+    // After a failure it is not waited for.
+    let strict: Vec<&str> = awaiting
+        .iter()
+        .filter(|word| **word != "--keep-going")
+        .copied()
+        .collect();
+    let (output, _) = fleet.ctl(&strict).await?;
+    ensure!(text(&output.stdout).contains("not begun"), "{output:?}");
+
+    let awaiting = [&boot[..], &["--await-absent", "1m"]].concat();
+    let mut child = spawned(&fleet.leaves[0], &awaiting)?;
+    let mut lines = said_by(&mut child)?;
+    line_with(&mut lines, &format!("are away, and awaited: {gone}")).await?;
+    fleet.leaves[1].start_again().await?;
+    line_with(&mut lines, &format!("{gone}: ")).await?;
+    let output = child.wait_with_output().await?;
+    let table = text(&output.stdout);
+    let last = table.lines().last().context("a row")?;
+    let words: Vec<&str> = last.split_whitespace().take(2).collect();
+    ensure!(words == [&*gone, "failed"], "{table}");
     Ok(())
 }
 
