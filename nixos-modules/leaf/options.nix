@@ -434,6 +434,16 @@ in
         '';
       };
 
+      maxUploadBytes = mkOption {
+        type = types.ints.unsigned;
+        default = 4294967296;
+        example = 17179869184;
+        description = ''
+          How many bytes of sources a caller may send at once, with `leafctl nix build --local`. They are in leafd's state directory until
+          Nix has added them to its store. 0 lets nothing be sent.
+        '';
+      };
+
       policy = {
         unlockedReferences = mkOption {
           type = types.bool;

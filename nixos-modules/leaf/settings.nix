@@ -82,6 +82,7 @@ in
     timeout_seconds = cfg.nix.timeoutSeconds;
     eval_memory_mib = cfg.nix.evalMemoryMib;
     min_free_bytes = cfg.nix.minFreeBytes;
+    max_upload_bytes = cfg.nix.maxUploadBytes;
     features = if cfg.nix.features == { } then null else cfg.nix.features;
     room = {
       cpu_percent = cfg.nix.room.cpuPercent;

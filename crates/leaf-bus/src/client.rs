@@ -18,6 +18,8 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::session;
 use leaf_core::signed::{SIGNATURE_HEADER, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject};
+use leaf_core::transfer::{self, Received};
+use uuid::Uuid;
 
 use crate::client_error::read_json;
 use crate::jetstream::API_TIMEOUT;
@@ -415,6 +417,43 @@ impl Client {
             body: body_of(&answer)?,
         };
         Ok(reply)
+    }
+
+    /// Sends a request of an upload, and returns its reply. A write has the offset of its first byte.
+    ///
+    /// # Errors
+    /// [`CallError::Problem`] if the leaf refuses it; all others say that it can be sent again.
+    pub async fn upload_request(
+        &self,
+        leaf: &LeafName,
+        verb: &str,
+        upload: Uuid,
+        (offset, body): (Option<u64>, Bytes),
+        timeout: Duration,
+    ) -> Result<Received, CallError> {
+        let subject = CommandSubject {
+            leaf: leaf.clone(),
+            caller: self.caller.clone(),
+            noun: transfer::NOUN.to_owned(),
+            verb: verb.to_owned(),
+        }
+        .build();
+        let mut headers = HeaderMap::new();
+        headers.insert(transfer::UPLOAD_HEADER, upload.to_string().as_str());
+        if let Some(offset) = offset {
+            headers.insert(session::OFFSET_HEADER, offset.to_string().as_str());
+        }
+        let options = CallOptions {
+            timeout,
+            ..CallOptions::default()
+        };
+        let answer = self
+            .link
+            .quick_request(&subject, Some(headers), body, timeout)
+            .await
+            .map_err(|error| call_error(error, leaf, &options))?;
+        serde_json::from_slice(&body_of(&answer)?)
+            .map_err(|error| CallError::Other(format!("the reply to transfer.{verb}: {error}")))
     }
 
     /// Sends a command whose reply comes in parts, and returns the reply's body.

@@ -20,6 +20,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::session;
 use leaf_core::signed::{MAX_SIGNATURE_BYTES, MAX_TEXT_BYTES, SIGNATURE_HEADER, TEXT_HEADER};
 use leaf_core::subject::{self, CommandSubject, SubjectError};
+use leaf_core::transfer;
 
 use crate::connect::{Bus, ConnectError, ConnectSettings};
 use crate::hub_link::HubLink;
@@ -61,6 +62,8 @@ pub struct Incoming {
     pub signed: Option<SignedHeaders>,
     /// The headers of a request of a session, if it has all that each must have.
     pub session: Option<SessionHeaders>,
+    /// The headers of a request of an upload, if it has them.
+    pub transfer: Option<TransferHeaders>,
     /// Whether it came from a hub, and not from a client of this server.
     pub from_hub: bool,
     /// The body with the arguments, not parsed yet.
@@ -89,6 +92,15 @@ pub struct SessionHeaders {
     pub offset: Option<String>,
     /// The client's signature, in base64.
     pub signature: String,
+}
+
+/// The headers of a request of an upload, as they arrived.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TransferHeaders {
+    /// The upload.
+    pub upload: String,
+    /// The offset of a write.
+    pub offset: Option<String>,
 }
 
 /// Sends the reply to one command.
@@ -404,6 +416,10 @@ impl Server {
                 offset: short(session::OFFSET_HEADER),
                 signature,
             });
+        let transfer = short(transfer::UPLOAD_HEADER).map(|upload| TransferHeaders {
+            upload,
+            offset: short(session::OFFSET_HEADER),
+        });
         let signed = SignedHeaders {
             text: within(TEXT_HEADER, MAX_TEXT_BYTES),
             signature: within(SIGNATURE_HEADER, MAX_SIGNATURE_BYTES),
@@ -452,6 +468,7 @@ impl Server {
                 correlation: correlation.filter(|mark| !mark.is_empty()),
                 signed,
                 session,
+                transfer,
                 from_hub: source.from_hub,
                 body: message.payload,
                 responder,

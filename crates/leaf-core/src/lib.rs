@@ -47,3 +47,4 @@ pub mod spec;
 pub mod state;
 pub mod subject;
 mod text;
+pub mod transfer;

@@ -53,6 +53,14 @@ pub enum NixError {
         /// The reason.
         why: String,
     },
+    /// Something can't be done with paths of the store.
+    #[error("{what}: {why}")]
+    Store {
+        /// What can't be done.
+        what: &'static str,
+        /// The reason, as Nix says it.
+        why: String,
+    },
     /// The installable may not be built.
     #[error("{installable:?} can't be built: {why}")]
     Installable {

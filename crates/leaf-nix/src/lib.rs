@@ -26,6 +26,7 @@ mod plain_log;
 mod policy;
 pub mod print_env;
 mod source;
+pub mod store;
 mod version;
 
 pub use error::NixError;

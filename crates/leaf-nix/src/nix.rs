@@ -112,7 +112,7 @@ pub fn host_options() -> BTreeMap<String, String> {
 
 /// Nix on this host. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Nix(Arc<Settings>);
+pub struct Nix(pub(crate) Arc<Settings>);
 
 impl Nix {
     /// Returns Nix with these settings; [`check`](Self::check) tests whether it works.

@@ -20,6 +20,7 @@ mod signing;
 mod signing_error;
 mod ssh_agent;
 mod text;
+mod upload;
 mod view;
 
 use std::process::ExitCode;

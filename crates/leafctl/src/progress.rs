@@ -26,6 +26,38 @@ pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>
     done
 }
 
+/// The progress of an upload on standard error: a bar on a terminal, a line at the beginning elsewhere.
+pub(crate) struct UploadBar(ProgressBar);
+
+impl UploadBar {
+    /// Returns the bar of so many bytes; it shows nothing if not `wanted`.
+    pub(crate) fn new(wanted: bool, bytes: u64) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        if wanted && !terminal {
+            tell(format!("sending {} of sources", crate::output::size(bytes)).as_str());
+        }
+        let target = if wanted && terminal {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let template = "sending {bar:30.green} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+        let style =
+            ProgressStyle::with_template(template).expect("the template is of the form that indicatif reads");
+        Self(ProgressBar::with_draw_target(Some(bytes), target).with_style(style))
+    }
+
+    /// Shows how many bytes have arrived.
+    pub(crate) fn at(&self, bytes: u64) {
+        self.0.set_position(bytes);
+    }
+
+    /// Removes the bar.
+    pub(crate) fn finish(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// A job's progress on standard error: a bar on a terminal, a line per change elsewhere.
 pub(crate) struct JobBar {
     bar: ProgressBar,

@@ -51,6 +51,7 @@ pub mod steps;
 pub mod systems;
 mod table;
 pub mod tasks;
+pub mod transfers;
 pub mod trust;
 pub mod wake;
 pub mod witness;

@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::publisher::Published;
 use crate::sessions;
 use crate::steps::{ContainerHost, InFlight};
+use crate::transfers;
 use crate::trust::Trust;
 use crate::wake::Wake;
 
@@ -33,6 +34,7 @@ pub async fn take_commands(
     trust: Trust,
     inputs: mpsc::Sender<Wake>,
     sessions: mpsc::Sender<Incoming>,
+    transfers: mpsc::Sender<Incoming>,
     mut fresh: mpsc::Receiver<FreshConnection>,
     mut drained: oneshot::Receiver<()>,
 ) -> anyhow::Result<()> {
@@ -42,6 +44,11 @@ pub async fn take_commands(
                 Some(incoming) if sessions::is_request(&incoming) => {
                     // Dropped, it is asked again.
                     if let Err(error) = sessions.try_send(incoming) {
+                        error.into_inner().responder.forget();
+                    }
+                }
+                Some(incoming) if transfers::is_request(&incoming) => {
+                    if let Err(error) = transfers.try_send(incoming) {
                         error.into_inner().responder.forget();
                     }
                 }

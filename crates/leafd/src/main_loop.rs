@@ -202,6 +202,9 @@ impl MainLoop {
         self.feed(Input::TimePassed);
         self.mirror();
         let before = self.repeats.begin(Timestamp::now(), self.clock.now());
+        let jobs = self.engine.state().jobs.values();
+        self.workers
+            .show_open_jobs(jobs.filter(|job| !job.phase.is_final()));
         self.workers.housekeep(&self.journal, before);
     }
 
@@ -239,6 +242,7 @@ impl MainLoop {
             correlation,
             signed: _,
             session: _,
+            transfer: _,
             from_hub,
             body,
             responder,

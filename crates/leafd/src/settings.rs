@@ -183,6 +183,8 @@ pub struct Nix {
     pub options: BTreeMap<String, String>,
     /// The space of the store's disk that is kept free, in bytes: with less, builds are refused.
     pub min_free_bytes: u64,
+    /// The most bytes of store paths that a caller sends at once.
+    pub max_upload_bytes: u64,
     /// What callers may build and evaluate.
     pub policy: NixPolicy,
     /// Whether the service `leaf-helper` runs the jobs, each as the user `leaf-job` in a unit of its own. By default it
@@ -203,6 +205,7 @@ impl Default for Nix {
             room: PressureLimits::default(),
             options: BTreeMap::new(),
             min_free_bytes: 256 << 20,
+            max_upload_bytes: 4 << 30,
             policy: NixPolicy::default(),
             by_helper: None,
         }

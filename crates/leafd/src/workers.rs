@@ -26,6 +26,7 @@ use leaf_core::reconcile::Interruption;
 use leaf_core::reconcile::container::{StepFailure, StepsOutcome};
 use leaf_job::JobError;
 use leaf_journal::Journal;
+use leaf_nix::Nix;
 use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -42,6 +43,7 @@ use crate::sessions::News;
 use crate::steps::{ContainerHost, InFlight, Interruptions, Of, Steps};
 use crate::systems::SystemLinks;
 use crate::tasks::Tasks;
+use crate::transfers;
 use crate::trust::Trust;
 use crate::wake::Wake;
 
@@ -101,6 +103,8 @@ pub struct Equipment {
     pub trust: Trust,
     /// Takes the news of jobs with a session.
     pub sessions: mpsc::Sender<News>,
+    /// Takes what callers mean to send to the store.
+    pub transfers: mpsc::Sender<transfers::Message>,
 }
 
 impl Workers {
@@ -264,6 +268,23 @@ impl Workers {
                     let reply = reply.map_err(|problem| problem.about(&id));
                     responder.reply(Some(&id), reply).await;
                 });
+            }
+            Question::Lacking(caller, paths) => {
+                let put = transfers::Message::Put {
+                    caller,
+                    paths,
+                    id: id.clone(),
+                    responder,
+                };
+                if let Err(error) = self.equipment.transfers.try_send(put)
+                    && let transfers::Message::Put { responder, .. } = error.into_inner()
+                {
+                    let problem = Problem::new(
+                        ProblemCode::Overloaded,
+                        "too many uploads begin at once: try again later",
+                    );
+                    self.reply(responder, id, Err(problem));
+                }
             }
             Question::Generations => {
                 let hub = self.equipment.hub.clone();
@@ -490,6 +511,22 @@ impl Workers {
             // Fails only when the daemon is ending.
             let _ = sessions.send(News::Taken(id, key)).await;
         });
+    }
+
+    /// Says what the open jobs are about, so that what callers sent for them is held.
+    pub fn show_open_jobs<'a>(&self, jobs: impl Iterator<Item = &'a Job>) {
+        let texts = jobs.map(|job| String::from_utf8_lossy(&to_json(&job.task)).into_owned());
+        // Said again in a moment.
+        let _ = self
+            .equipment
+            .transfers
+            .try_send(transfers::Message::Jobs(texts.collect()));
+    }
+
+    /// Returns Nix, if this leaf has it.
+    #[must_use]
+    pub fn nix(&self) -> Option<Nix> {
+        self.equipment.jobs.as_ref().ok().map(|host| host.nix.clone())
     }
 
     /// Puts labels of the leaf into its beat.

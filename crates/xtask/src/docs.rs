@@ -19,7 +19,7 @@ const DIRECTORY: &str = "docs/protocol";
 /// The schemas of all message types.
 const BUNDLE: &str = "messages.schema.json";
 /// The documents of the directory that people write.
-const WRITTEN: &[&str] = &["placement.md", "sessions.md"];
+const WRITTEN: &[&str] = &["placement.md", "sessions.md", "transfers.md"];
 
 /// Generate docs/protocol/: the JSON Schema of all message types, and the protocol in tables
 #[derive(clap::Args)]

@@ -12,6 +12,7 @@ use crate::placement::demand::{Features, Priority};
 use crate::placement::offer::Offer;
 use crate::provenance::envelope::Envelope;
 use crate::session::SessionTask;
+use crate::transfer::{Lacking, SentPath};
 
 commands! {
     "nix";
@@ -173,6 +174,16 @@ commands! {
         /// The build.
         build: Build,
     } -> Offer
+
+    /// Says which store paths the caller means to send, and asks what the leaf lacks of them. Nothing is recorded; the leaf keeps
+    /// room for an upload.
+    Put: PutPaths = "put" {
+        kind: Query, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The store paths: at most 512.
+        paths: Vec<SentPath>,
+    } -> Lacking
 
     /// Deletes what nothing needs from the Nix store: no GC root, no running build, no container and no result of a job. It is
     /// admitted where the disk is too full for other commands.

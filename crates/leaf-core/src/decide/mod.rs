@@ -41,6 +41,7 @@ use crate::placement::room::JobRules;
 use crate::problem::{Problem, ProblemCode};
 use crate::runtime::Runtime;
 use crate::state::{RawEntry, State};
+use crate::transfer::SentPath;
 
 /// The inputs of a decision apart from the state and the command.
 #[derive(Debug, Clone)]
@@ -160,6 +161,8 @@ pub enum Question {
     Recipient,
     /// The host's NixOS systems.
     Generations,
+    /// What the leaf lacks of the store paths that this caller means to send, which are checked.
+    Lacking(Caller, Vec<SentPath>),
 }
 
 /// Decides a command.

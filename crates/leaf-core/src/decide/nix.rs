@@ -3,7 +3,7 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::job::{by_policy, check_queue, ended_before, queue, time_limit};
-use super::{Context, Decision, invalid, known, only};
+use super::{Context, Decision, Question, Reply, invalid, known, only};
 use crate::cause::Cause;
 use crate::command::nix::{Attestation, Attestations, Build, Command, JobAccepted};
 use crate::id::{JobId, StorePath};
@@ -19,6 +19,7 @@ use crate::placement::offer::{Offer, Verdict};
 use crate::placement::room::works_on;
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
+use crate::transfer;
 
 /// The time limit of an evaluation whose command sets none, in seconds.
 const EVAL_SECONDS: u32 = 60;
@@ -30,6 +31,11 @@ const MOST_ATTESTATIONS: usize = 8;
 pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
     let (task, demand) = match command {
         Command::Attestations(c) => return Ok(only(known(&attestations(state, &c.path)))),
+        Command::Put(c) => {
+            transfer::check(&c.paths).map_err(invalid)?;
+            let question = Question::Lacking(context.caller.clone(), c.paths.clone());
+            return Ok(only(Reply::FromHost(question)));
+        }
         Command::Offer(c) => return Ok(only(known(&offer(state, &c.build, context)))),
         Command::Build(c) => {
             let (task, demand) = build(c, context)?;

@@ -194,7 +194,12 @@ proptest! {
                 | Reply::WhenChanged(_)
                 | Reply::When(Target::Hardware)
                 | Reply::WhenMade(SecretChange::Set { .. })
-                | Reply::FromHost(Question::Recipient | Question::Challenge(_) | Question::Generations) => {}
+                | Reply::FromHost(
+                    Question::Recipient
+                    | Question::Challenge(_)
+                    | Question::Generations
+                    | Question::Lacking(..),
+                ) => {}
             }
         }
     }

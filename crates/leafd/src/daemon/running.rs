@@ -34,6 +34,7 @@ use crate::sessions::Sessions;
 use crate::settings::Settings;
 use crate::steps::{ContainerHost, InFlight};
 use crate::tasks::Tasks;
+use crate::transfers::{self, Transfers};
 use crate::trust::Trust;
 use crate::wake::Wake;
 use crate::workers::{Equipment, Workers};
@@ -122,6 +123,9 @@ impl Running {
         }
         let (session_news, sessions_of_jobs) = mpsc::channel(64);
         let (session_requests, requests_of_sessions) = mpsc::channel(1024);
+        // The bodies of requests wait here: some megabytes at most.
+        let (uploads, requests_of_uploads) = mpsc::channel(64);
+        let (transfers, to_transfers) = mpsc::channel(64);
         let trust = Trust::new(store.leaf.clone(), &settings.trust, store.journal.clone())?;
         let workers = Workers::new(Equipment {
             leaf: store.leaf.clone(),
@@ -141,6 +145,15 @@ impl Running {
             clock,
             trust: trust.clone(),
             sessions: session_news,
+            transfers,
+        });
+        let transfers = workers.nix().map(|nix| transfers::Host {
+            nix,
+            directory: settings.state_dir.join("transfers"),
+            kept: settings.state_dir.join("sent"),
+            store: nix_store(settings),
+            max_upload_bytes: settings.nix.max_upload_bytes,
+            min_free_bytes: settings.nix.min_free_bytes,
         });
         let entries = claim.state.entries();
         let engine = engine(settings, &store, claim.state, claim.unfinished, &workers)?;
@@ -222,6 +235,7 @@ impl Running {
             trust.clone(),
             inputs.clone(),
             session_requests,
+            uploads,
             fresh_connections,
             drained,
         );
@@ -234,6 +248,10 @@ impl Running {
             sessions_of_jobs,
         );
         tasks.keep("sessions", sessions);
+        tasks.keep(
+            "transfers",
+            Transfers::run(transfers, requests_of_uploads, to_transfers),
+        );
         tasks.keep("clock", trust.watch_clock());
         tasks.keep("changes", changes::watch(hub_settings, inputs.clone()));
         let publishes = listeners::watch_published(published.clone(), inputs.clone());

@@ -7,7 +7,7 @@ use leaf_core::spec::{ContainerOptions, ContainerSource, SpecRun};
 
 use super::settle::change;
 use super::spec_file::SpecFile;
-use crate::commands::nix::build::flake_reference;
+use crate::commands::nix::installables::flake_reference;
 use crate::error::Error;
 use crate::output::Output;
 use crate::session::Session;

@@ -9,7 +9,7 @@ use leaf_core::spec::ContainerSource;
 use leaf_core::spec::ContainerSpec;
 use serde_json::{Map, Value};
 
-use crate::commands::nix::build::flake_reference;
+use crate::commands::nix::installables::flake_reference;
 use crate::error::Error;
 
 /// A file's content: the spec, and the container's name if the file contains it.

@@ -1,10 +1,12 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use leaf_core::command::{self, ReadJobLog, ShowJob};
-use leaf_core::id::{JobId, StorePath};
-use leaf_core::job::{BuiltDerivation, Installable, Job, JobPhase, JobResult, Origin, outputs};
+use leaf_core::id::JobId;
+use leaf_core::job::{BuiltDerivation, Job, JobPhase, JobResult, Origin};
 
+use super::installables::installables;
+use super::local::Local;
 use super::out_link;
 use super::place::{Placed, Placement};
 use crate::error::Error;
@@ -44,16 +46,30 @@ pub(crate) struct Build {
     #[arg(long)]
     detach: bool,
     #[command(flatten)]
+    local: Local,
+    #[command(flatten)]
     placement: Placement,
 }
 
 impl Build {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
-        let installables = installables(self.file.as_deref(), self.template, self.installables)?;
+        if self.local.is_wanted() && (self.template.is_some() || self.placement.is_any()) {
+            return Err(Error::Usage(
+                "--local sends a flake to one leaf: it goes neither with --template nor with --any"
+                    .to_owned(),
+            ));
+        }
         if let Some(link) = &self.out_link {
             out_link::check(link)?;
         }
         let timeout_seconds = seconds(self.time_limit)?;
+        let installables = if self.local.is_wanted() {
+            let leaf = session.leaf().await?;
+            let (file, texts) = (self.file.as_deref(), self.installables);
+            self.local.installables(&leaf, file, texts).await?
+        } else {
+            installables(self.file.as_deref(), self.template, self.installables)?
+        };
         let build = command::Build {
             keep_going: self.keep_going,
             impure: self.impure,
@@ -86,45 +102,6 @@ pub(super) fn seconds(limit: Option<std::time::Duration>) -> Result<Option<u32>,
             u32::try_from(limit.as_secs()).map_err(|_| Error::Usage("--time-limit is too long".to_owned()))
         })
         .transpose()
-}
-
-/// Returns the installables that a command line names.
-pub(super) fn installables(
-    file: Option<&str>,
-    template: Option<String>,
-    texts: Vec<String>,
-) -> Result<Vec<Installable>, Error> {
-    if let Some(name) = template {
-        return Ok(vec![Installable::Template { name }]);
-    }
-    let Some(file) = file else {
-        return texts.iter().map(|text| installable(text)).collect();
-    };
-    let path = absolute(file)?;
-    let of = |attribute| Installable::File {
-        path: path.clone(),
-        attribute,
-    };
-    Ok(if texts.is_empty() {
-        vec![of(None)]
-    } else {
-        texts.into_iter().map(|attribute| of(Some(attribute))).collect()
-    })
-}
-
-/// Returns a store path, chosen outputs of a derivation, or a flake reference.
-fn installable(text: &str) -> Result<Installable, Error> {
-    if let Ok(path) = StorePath::new(text) {
-        return Ok(Installable::StorePath { path });
-    }
-    if let (bare, Some(outputs)) = outputs::split(text)
-        && let Ok(path) = StorePath::new(bare)
-    {
-        let outputs = outputs.to_owned();
-        return Ok(Installable::Derivation { path, outputs });
-    }
-    let reference = flake_reference(text)?;
-    Ok(Installable::Flake { reference })
 }
 
 /// Follows a job to its end, with a progress bar on a terminal.
@@ -275,26 +252,4 @@ fn origin_of(origin: Origin) -> &'static str {
         Origin::Substituted => "substituted",
         Origin::Present => "it was in the store",
     }
-}
-
-/// Returns a flake reference whose path on this machine is absolute: `.#a` becomes `/here#a`.
-pub(crate) fn flake_reference(text: &str) -> Result<String, Error> {
-    let (path, fragment) = text
-        .split_once('#')
-        .map_or((text, None), |(path, fragment)| (path, Some(fragment)));
-    if !(path.is_empty() || path.starts_with('.') || path.starts_with('/')) {
-        return Ok(text.to_owned());
-    }
-    let path = absolute(if path.is_empty() { "." } else { path })?;
-    Ok(fragment.map_or(path.clone(), |fragment| format!("{path}#{fragment}")))
-}
-
-fn absolute(path: &str) -> Result<String, Error> {
-    let full = std::path::absolute(Path::new(path))
-        .map_err(|e| Error::Usage(format!("{path:?} is not a path: {e}")))?;
-    // `.` and `..` are resolved if the path exists on this machine; otherwise the leaf checks it.
-    Ok(std::fs::canonicalize(&full)
-        .unwrap_or(full)
-        .to_string_lossy()
-        .into_owned())
 }

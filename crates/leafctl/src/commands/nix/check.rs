@@ -2,7 +2,8 @@ use clap::Args;
 use leaf_core::command;
 use leaf_core::job::{Job, JobResult};
 
-use super::build::{built, follow, installables, seconds};
+use super::build::{built, follow, seconds};
+use super::local::Local;
 use crate::error::Error;
 use crate::output::{Output, name_of};
 use crate::session::Session;
@@ -18,6 +19,8 @@ pub(crate) struct Check {
     /// Build from a Nix file on the leaf instead of a flake.
     #[arg(long, short, value_name = "FILE")]
     file: Option<String>,
+    #[command(flatten)]
+    local: Local,
     /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
     #[arg(long)]
     impure: bool,
@@ -32,10 +35,13 @@ pub(crate) struct Check {
 impl Check {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let texts = self.installable.into_iter().collect();
-        let installable = installables(self.file.as_deref(), None, texts)?;
+        let leaf = session.leaf().await?;
+        let installable = self
+            .local
+            .installables(&leaf, self.file.as_deref(), texts)
+            .await?;
         let [installable] = <[_; 1]>::try_from(installable)
             .map_err(|_| Error::Usage("nothing to build: give an installable or --file".to_owned()))?;
-        let leaf = session.leaf().await?;
         let accepted = leaf
             .call(&command::Check {
                 installable,

@@ -8,7 +8,8 @@ use leaf_core::job::explanation::FailureKind;
 use leaf_core::job::{BuiltDerivation, Installable, Job, JobResult};
 use serde::{Deserialize, Serialize};
 
-use super::build::{flake_reference, follow, seconds};
+use super::build::{follow, seconds};
+use super::local::Local;
 use crate::error::Error;
 use crate::leaf::Leaf;
 use crate::output::{Output, name_of};
@@ -23,6 +24,8 @@ use crate::text::Table;
 pub(crate) struct Ci {
     /// The flake reference, without an attribute: `.`, or `github:owner/repo`.
     reference: String,
+    #[command(flatten)]
+    local: Local,
     /// The time limit of each job, such as 30m.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_limit: Option<Duration>,
@@ -77,11 +80,11 @@ impl Ci {
                 "give the flake reference without an attribute: all packages and checks are built".to_owned(),
             ));
         }
-        let reference = flake_reference(&self.reference)?;
         let leaf = session.leaf().await?;
         let system = leaf.call(&ShowLeaf {}).await?.host.system;
         let mut last = None;
         loop {
+            let reference = self.local.reference(&leaf, self.reference.clone()).await?;
             let (locked, attributes) = self.evaluate(&leaf, &reference, &system, output).await?;
             if last.as_ref() != Some(&locked) {
                 let outcome = self.build(&leaf, &reference, &locked, attributes, output).await?;

@@ -2,7 +2,8 @@ use clap::Args;
 use leaf_core::command;
 use leaf_core::job::DevelopTask;
 
-use super::build::{installables, seconds};
+use super::build::seconds;
+use super::installables::installables;
 use super::run::{in_session, recorded, session_task, variable};
 use crate::attach::{Begin, new_key, terminal};
 use crate::error::Error;

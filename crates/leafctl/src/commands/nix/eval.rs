@@ -2,7 +2,8 @@ use clap::Args;
 use leaf_core::command;
 use leaf_core::job::{Job, JobResult};
 
-use super::build::{follow, installables, seconds};
+use super::build::{follow, seconds};
+use super::local::Local;
 use crate::error::Error;
 use crate::output::{Output, name_of};
 use crate::session::Session;
@@ -20,6 +21,8 @@ pub(crate) struct Eval {
     /// A function in the Nix language, such as builtins.attrNames: its result is the value.
     #[arg(long, value_name = "FUNCTION", allow_hyphen_values = true)]
     apply: Option<String>,
+    #[command(flatten)]
+    local: Local,
     /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
     #[arg(long)]
     impure: bool,
@@ -31,10 +34,13 @@ pub(crate) struct Eval {
 impl Eval {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let texts = self.installable.into_iter().collect();
-        let installable = installables(self.file.as_deref(), None, texts)?;
+        let leaf = session.leaf().await?;
+        let installable = self
+            .local
+            .installables(&leaf, self.file.as_deref(), texts)
+            .await?;
         let [installable] = <[_; 1]>::try_from(installable)
             .map_err(|_| Error::Usage("nothing to evaluate: give an installable or --file".to_owned()))?;
-        let leaf = session.leaf().await?;
         let accepted = leaf
             .call(&command::Eval {
                 installable,

@@ -2,7 +2,8 @@ use clap::Args;
 use leaf_core::command;
 use leaf_core::job::{Job, JobResult};
 
-use super::build::{follow, installables, seconds};
+use super::build::{follow, seconds};
+use super::local::Local;
 use crate::error::Error;
 use crate::output::{Output, name_of};
 use crate::session::Session;
@@ -17,6 +18,8 @@ pub(crate) struct PrintEnv {
     /// Take the derivation from a Nix file on the leaf instead of a flake.
     #[arg(long, short, value_name = "FILE")]
     file: Option<String>,
+    #[command(flatten)]
+    local: Local,
     /// Evaluate a flake impurely. The leaf refuses it unless nix.policy.impure in its settings has it.
     #[arg(long)]
     impure: bool,
@@ -28,10 +31,13 @@ pub(crate) struct PrintEnv {
 impl PrintEnv {
     pub(crate) async fn run(self, session: &Session, output: Output) -> Result<(), Error> {
         let texts = self.installable.into_iter().collect();
-        let installable = installables(self.file.as_deref(), None, texts)?;
+        let leaf = session.leaf().await?;
+        let installable = self
+            .local
+            .installables(&leaf, self.file.as_deref(), texts)
+            .await?;
         let [installable] = <[_; 1]>::try_from(installable)
             .map_err(|_| Error::Usage("no derivation is named: give an installable or --file".to_owned()))?;
-        let leaf = session.leaf().await?;
         let accepted = leaf
             .call(&command::PrintEnv {
                 installable,

@@ -8,7 +8,8 @@ use leaf_core::job::{JobResult, ProgramExit, RunResult};
 use leaf_core::session::{SessionTask, Terminal};
 use leaf_trust::session_key::SessionKey;
 
-use super::build::{follow, installables, seconds};
+use super::build::{follow, seconds};
+use super::local::Local;
 use crate::attach::{self, Begin, Ended, new_key, terminal};
 use crate::error::Error;
 use crate::leaf::Leaf;
@@ -24,6 +25,8 @@ pub(crate) struct Run {
     /// Take the packages from a Nix file on the leaf: they are its attributes.
     #[arg(long, short, value_name = "FILE")]
     file: Option<String>,
+    #[command(flatten)]
+    local: Local,
     /// A variable of the program's environment. The job's record has it: pass no secret this way.
     #[arg(long, short, value_name = "NAME=VALUE", value_parser = variable)]
     env: Vec<(String, String)>,
@@ -52,15 +55,17 @@ impl Run {
         let key = new_key()?;
         // Standard output alone may be a terminal, as that of `leafctl … < file`.
         let has_terminal = terminal::is_terminal() && !self.record;
+        let leaf = session.leaf().await?;
+        let file = self.file.as_deref();
+        let packages = self.local.installables(&leaf, file, self.packages).await?;
         let request = command::Run {
             session: (!self.record).then(|| session_task(&key, has_terminal)),
-            packages: installables(self.file.as_deref(), None, self.packages)?,
+            packages,
             command: self.command,
             environment: self.env.into_iter().collect::<BTreeMap<_, _>>(),
             pure: self.pure,
             timeout_seconds: seconds(self.time_limit)?,
         };
-        let leaf = session.leaf().await?;
         let accepted = leaf.call(&request).await?;
         if !self.record {
             let begin = Begin {

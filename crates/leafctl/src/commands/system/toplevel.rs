@@ -6,7 +6,8 @@ use leaf_core::command;
 use leaf_core::id::{LeafName, StorePath};
 use leaf_core::job::{Installable, JobResult};
 
-use crate::commands::nix::build::{flake_reference, follow};
+use crate::commands::nix::build::follow;
+use crate::commands::nix::installables::flake_reference;
 use crate::error::Error;
 use crate::leaf::Leaf;
 use crate::output::Output;

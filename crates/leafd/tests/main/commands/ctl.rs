@@ -37,6 +37,8 @@ mod provenance;
 mod running;
 #[path = "ctl/secrets.rs"]
 mod secrets;
+#[path = "ctl/sending.rs"]
+mod sending;
 #[path = "ctl/sessions.rs"]
 mod sessions;
 #[path = "ctl/signing.rs"]
@@ -109,6 +111,11 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: text from outside commands no terminal, whatever the command, and JSON has it exactly", &[], escapes::harmless_everywhere),
         host.trial("leafctl: a build shows progress on standard error only, and its log, job and failure afterwards", &[Need::Nix], builds),
         host.trial("leafctl: nix ci builds all packages and checks of a flake, and says of each what came of it", &[Need::Nix], builds_a_flake),
+        host.trial("leafctl: a working tree of this machine is built on a leaf, with what Nix takes of it, and sent once", &[Need::Nix], sending::trees),
+        host.trial("leafctl: a tree is sent with submodules and directories as its reference says, and not where an input leads out of it", &[Need::Nix], sending::references),
+        host.trial("transfers: an upload goes on where the client vanished and leafd was killed, and files that change meanwhile change nothing", &[Need::Nix], sending::interrupted),
+        host.trial("transfers: offsets, hashes, names and uploads that lie put nothing into the store", &[Need::Nix], sending::lies),
+        host.trial("transfers: a disk that fills ends the upload and leaves nothing of it", &[Need::Root, Need::Nix], sending::full_disk),
         host.trial("leafctl: garbage is collected by age, space and dry run, and never what a job holds", &[Need::Root, Need::Nix], collects),
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),

@@ -1,0 +1,284 @@
+//! Sends flakes of the caller's machine to a leaf: `--local`.
+//!
+//! The caller's Nix copies a flake to the caller's store, by its own rules, and locks it. What is sent is that copy.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use clap::Args;
+use leaf_core::id::StorePath;
+use leaf_core::job::Installable;
+use leaf_core::transfer::SentPath;
+use serde_json::Value;
+use tokio::process::Command;
+use uuid::Uuid;
+
+use super::installables::{flake_reference, installables};
+use crate::error::Error;
+use crate::leaf::Leaf;
+use crate::upload;
+
+/// Whether flakes of this machine are sent.
+#[derive(Debug, Args)]
+pub(super) struct Local {
+    /// Send flakes of this machine, such as `.#hello`, to the leaf: with all tracked files, as Nix copies them to its store here.
+    #[arg(long)]
+    local: bool,
+}
+
+impl Local {
+    pub(super) fn is_wanted(&self) -> bool {
+        self.local
+    }
+
+    /// Returns the installables that a command line names, after the leaf has got the flakes of this machine that they are of.
+    pub(super) async fn installables(
+        &self,
+        leaf: &Leaf,
+        file: Option<&str>,
+        texts: Vec<String>,
+    ) -> Result<Vec<Installable>, Error> {
+        if !self.local {
+            return installables(file, None, texts);
+        }
+        if file.is_some() {
+            return Err(Error::Usage(
+                "--local sends flakes, and a --file is none: put the file into a flake".to_owned(),
+            ));
+        }
+        let mut sent = BTreeMap::new();
+        let mut all = Vec::new();
+        for text in texts {
+            let (reference, fragment) = split(&text);
+            if !is_local(reference) {
+                all.extend(installables(None, None, vec![text])?);
+                continue;
+            }
+            let locked = match sent.get(reference) {
+                Some(locked) => locked,
+                None => {
+                    let locked = send(leaf, reference).await?;
+                    sent.entry(reference.to_owned()).or_insert(locked)
+                }
+            };
+            all.push(Installable::Flake {
+                reference: format!("{locked}{fragment}"),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Returns a flake reference that the leaf can read, after it has got the flake if that is one of this machine.
+    pub(super) async fn reference(&self, leaf: &Leaf, reference: String) -> Result<String, Error> {
+        if self.local && is_local(&reference) {
+            return send(leaf, &reference).await;
+        }
+        flake_reference(&reference)
+    }
+}
+
+/// Returns a reference, and the fragment with its `#`.
+fn split(text: &str) -> (&str, &str) {
+    text.split_at(text.find('#').unwrap_or(text.len()))
+}
+
+/// Returns whether a flake reference is one of this machine.
+fn is_local(reference: &str) -> bool {
+    let begins = |begin: &str| reference.starts_with(begin);
+    reference.is_empty() || begins(".") || begins("/") || begins("path:") || begins("git+file:")
+}
+
+/// Sends a flake of this machine, and returns the locked reference that the leaf can read.
+async fn send(leaf: &Leaf, reference: &str) -> Result<String, Error> {
+    let reference = if reference.is_empty() { "." } else { reference };
+    let arguments = [
+        "flake",
+        "metadata",
+        "--json",
+        "--no-update-lock-file",
+        "--",
+        reference,
+    ];
+    let metadata = nix("nix", &arguments).await?;
+    let metadata: Value = serde_json::from_str(&metadata)
+        .map_err(|error| Error::Refused(format!("nix flake metadata printed no JSON: {error}")))?;
+    let source = Source::of(&metadata).ok_or_else(|| {
+        Error::Refused(format!(
+            "nix flake metadata does not say the store path and the hash of {reference}"
+        ))
+    })?;
+    let root = Root::make(&source.path).await?;
+    let path = source.path.as_str();
+    let size = nix("nix-store", &["--query", "--size", path]).await?;
+    let hash = nix("nix-store", &["--query", "--hash", path]).await?;
+    let sent = SentPath {
+        path: source.path.clone(),
+        nar_hash: source.nar_hash.clone(),
+        nar_size: size
+            .trim()
+            .parse()
+            .map_err(|_| Error::Refused(format!("nix-store says the size {size:?} of {path}")))?,
+        references: Vec::new(),
+        content_address: Some(format!("fixed:r:{}", hash.trim())),
+        signatures: Vec::new(),
+    };
+    upload::send(leaf, &[sent]).await?;
+    drop(root);
+    Ok(source.reference())
+}
+
+/// A flake's copy in this machine's store.
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    path: StorePath,
+    nar_hash: String,
+    /// Further attributes of the reference, by name.
+    attributes: Vec<(&'static str, String)>,
+}
+
+impl Source {
+    /// Reads the output of `nix flake metadata --json`.
+    fn of(metadata: &Value) -> Option<Self> {
+        let locked = metadata.get("locked")?;
+        let text = |name: &str| match locked.get(name)? {
+            Value::String(text) => Some(text.clone()),
+            Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let names = ["dir", "lastModified", "rev", "revCount"];
+        Some(Self {
+            path: StorePath::new(metadata.get("path")?.as_str()?).ok()?,
+            nar_hash: text("narHash")?,
+            attributes: names
+                .into_iter()
+                .filter_map(|name| Some((name, text(name)?)))
+                .collect(),
+        })
+    }
+
+    /// Returns the locked reference.
+    fn reference(&self) -> String {
+        let mut reference = format!("path:{}?narHash={}", self.path, encoded(&self.nar_hash));
+        for (name, value) in &self.attributes {
+            write!(reference, "&{name}={}", encoded(value)).expect("writing to a String can't fail");
+        }
+        reference
+    }
+}
+
+/// Returns a text with all but letters, digits, `-`, `.`, `_` and `/` as percent and two hexadecimal digits.
+fn encoded(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'/' => {
+                encoded.push(char::from(byte));
+            }
+            other => write!(encoded, "%{other:02X}").expect("writing to a String can't fail"),
+        }
+    }
+    encoded
+}
+
+/// Holds a path of this machine's store while it is sent.
+struct Root(PathBuf);
+
+impl Root {
+    async fn make(path: &StorePath) -> Result<Self, Error> {
+        let directory = std::env::temp_dir().join(format!("leafctl-{}", Uuid::now_v7().simple()));
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&directory)
+            .map_err(|error| Error::Refused(format!("can't create {}: {error}", directory.display())))?;
+        let root = Self(directory);
+        let link = root.0.join("source").display().to_string();
+        nix("nix-store", &["--realise", path.as_str(), "--add-root", &link]).await?;
+        Ok(root)
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Runs a program of Nix on this machine, and returns its output. What it says besides is shown.
+async fn nix(program: &str, arguments: &[&str]) -> Result<String, Error> {
+    let mut command = Command::new(program);
+    if program == "nix" {
+        command.args(["--extra-experimental-features", "nix-command flakes"]);
+    }
+    let output = command
+        .args(arguments)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .map_err(|error| {
+            Error::Refused(format!(
+                "--local has this machine's Nix copy the flake, and {program} can't be run: {error}"
+            ))
+        })?;
+    let said: String = String::from_utf8_lossy(&output.stderr)
+        .trim()
+        .chars()
+        .take(4000)
+        .collect();
+    if output.status.success() {
+        if !said.is_empty() && program == "nix" {
+            crate::output::tell(crate::text::Text::from(said).as_str());
+        }
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    Err(Error::Refused(format!("{program} on this machine: {said}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reference_of_the_copy_says_the_same_as_that_of_the_tree() {
+        let metadata = serde_json::json!({
+            "path": "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-source",
+            "locked": {
+                "dir": "a b", "lastModified": 12, "narHash": "sha256-x+/=", "rev": "abc", "revCount": 3, "type": "git",
+                "url": "file:///home/me/x",
+            },
+        });
+        let source = Source::of(&metadata).expect("readable");
+        assert_eq!(
+            source.reference(),
+            "path:/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-source?narHash=sha256-x%2B/%3D&dir=a%20b&lastModified=12&rev=abc&revCount=3"
+        );
+        assert_eq!(
+            Source::of(&serde_json::json!({ "path": "/tmp/x", "locked": {} })),
+            None
+        );
+    }
+
+    #[test]
+    fn references_of_this_machine_are_told_from_others() {
+        for reference in [
+            "",
+            ".",
+            "./a",
+            "..",
+            "/srv/x",
+            "path:./x",
+            "git+file:///srv/x?submodules=1",
+            ".?dir=x",
+        ] {
+            assert!(is_local(reference), "{reference}");
+        }
+        for reference in ["nixpkgs", "github:owner/repo", "git+https://example.org/x"] {
+            assert!(!is_local(reference), "{reference}");
+        }
+        assert_eq!(split(".?dir=a#b^out"), (".?dir=a", "#b^out"));
+        assert_eq!(split("."), (".", ""));
+    }
+}
