@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use leaf_core::event::EventRecord;
+use leaf_core::fleet::work::{WorkReply, WorkReport};
 use leaf_core::fleet::{Claim, ClaimReply, CopyReply, Fill, FillReply, ReadCopy, Release, Released};
 use leaf_core::id::{InstanceId, LeafName};
 use leaf_core::json::to_json;
@@ -145,6 +146,14 @@ impl HubLink {
     /// [`HubError`].
     pub async fn fill(&self, instance: InstanceId) -> Result<FillReply, HubError> {
         self.ask(&subject::hub_fill(&self.leaf), &Fill { instance }).await
+    }
+
+    /// Tells the agent of the leaf's works, and returns its answers.
+    ///
+    /// # Errors
+    /// [`HubError`].
+    pub async fn tell_works(&self, report: &WorkReport) -> Result<WorkReply, HubError> {
+        self.ask(&subject::hub_work(&self.leaf), report).await
     }
 
     /// Reads the hub's copy of the leaf's events from this number on, in order and page by page, up to its last event at

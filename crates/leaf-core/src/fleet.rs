@@ -4,7 +4,9 @@
 pub mod claims;
 pub mod copy;
 pub mod fact;
+pub mod referee;
 pub mod witness;
+pub mod work;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -49,6 +51,9 @@ pub enum ClaimReply {
         /// Where the hub's copy of the leaf's events begins and ends; absent if the hub has none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         copy: Option<CopyEnd>,
+        /// Whether the agent answers for works ([`work`]).
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        works: bool,
     },
     /// Another instance holds the name.
     Held {

@@ -375,6 +375,10 @@ impl JobId {
 }
 
 uuid_id!(
+    /// The id of a work: a build that a second leaf takes over if the first one is lost. A UUID of the client's.
+    WorkId, "a work's id"
+);
+uuid_id!(
     /// The id of a change that can cut a leaf off: a UUID.
     ChangeId, "a change's id"
 );

@@ -11,6 +11,7 @@ use crate::command::COMMANDS;
 use crate::container::Container;
 use crate::event;
 use crate::fleet::witness::{WitnessReply, WitnessRequest};
+use crate::fleet::work::{WorkReply, WorkReport, WorkTakenOver};
 use crate::fleet::{
     ActiveAgent, Claim, ClaimReply, CopyReply, CopyStatus, Fill, FillReply, ReadCopy, Release, Released,
 };
@@ -237,6 +238,9 @@ pub fn catalogue() -> Vec<MessageType> {
         ("hub.release.reply", Role::Other, Shape::of::<Released>()),
         ("hub.witness", Role::Other, Shape::of::<WitnessRequest>()),
         ("hub.witness.reply", Role::Other, Shape::of::<WitnessReply>()),
+        ("hub.work", Role::Other, Shape::of::<WorkReport>()),
+        ("hub.work.reply", Role::Other, Shape::of::<WorkReply>()),
+        ("fleet.taken_over", Role::Other, Shape::of::<WorkTakenOver>()),
         ("fleet.agent", Role::Other, Shape::of::<ActiveAgent>()),
         ("fleet.copy", Role::Other, Shape::of::<CopyStatus>()),
         ("container.binding", Role::Other, Shape::of::<ContainerBinding>()),

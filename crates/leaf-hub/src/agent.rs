@@ -11,18 +11,22 @@ use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
 use leaf_core::fleet::claims::Holder;
 use leaf_core::fleet::fact::{FleetEvent, FleetFact};
+use leaf_core::fleet::work::{MOST_TOLD, WorkReport};
 use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::LeafName;
+use leaf_core::placement::work::WorkPlace;
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::active::Active;
+use crate::heard::Works;
 use crate::leaf::{Kept, LeafTask, Message};
 use crate::panics::{self, Panics};
 use crate::settings::Settings;
 use crate::shared::Shared;
 use crate::witness::Witness;
+use crate::works;
 use leaf_host::notify;
 use leaf_host::signals::Termination;
 
@@ -33,6 +37,9 @@ const FILLS: usize = 16;
 const WAITING_REQUESTS: usize = 16;
 /// The pause before the hub's streams are tried again.
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the agent notes that it listens: after a longer pause it may have missed that a leaf is there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The tasks of the leaves.
 struct Leaves {
@@ -125,6 +132,7 @@ async fn start(settings: &Settings) -> anyhow::Result<(Shared, Active)> {
         hub,
         registry,
         states,
+        works: Works::default(),
         fills: Arc::new(Semaphore::new(FILLS)),
         max_bytes: settings.copies.max_bytes,
         started: Instant::now(),
@@ -169,8 +177,14 @@ async fn serve(shared: Shared, witness: Witness) -> anyhow::Result<()> {
     notify::ready(&status(&leaves));
     tracing::info!(leaves = leaves.known.len(), "ready");
     let mut watchdog = tokio::time::interval(notify::watchdog_period().unwrap_or(Duration::from_secs(60)));
+    let (mut fleet, mut links) = (leaves.shared.hub.fleet_status(), leaves.shared.hub.links_status());
+    let mut look = tokio::time::interval(LOOK_EVERY);
+    look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            _ = look.tick() => leaves.shared.works.look(leaves.shared.now()),
+            Ok(()) = fleet.changed() => leaves.shared.works.missed(leaves.shared.now()),
+            Ok(()) = links.changed() => leaves.shared.works.missed(leaves.shared.now()),
             request = requests.next() => {
                 if leaves.request(request?) {
                     notify::status(&status(&leaves));
@@ -204,6 +218,11 @@ impl Leaves {
             }
             return false;
         }
+        if let Asked::Work(report) = &request.asked {
+            let report = report.as_ref().clone();
+            self.works(request, report);
+            return false;
+        }
         let leaf = request.leaf.clone();
         let is_new = !self.known.contains_key(&leaf);
         if is_new {
@@ -211,6 +230,33 @@ impl Leaves {
         }
         self.send(&leaf, Message::Request(Box::new(request)));
         is_new
+    }
+
+    /// Answers a report of the holder of a leaf's name on its works.
+    fn works(&mut self, request: LeafRequest, report: WorkReport) {
+        let leaf = request.leaf.clone();
+        let holder = |leaf: &LeafName| {
+            let kept = self.known.get(leaf)?.kept.borrow();
+            kept.holder.as_ref().map(|holder| holder.beat.instance)
+        };
+        if holder(&leaf) != Some(report.instance) {
+            return;
+        }
+        let Some(answering) = self.shared.works.heard(&leaf, self.shared.now()) else {
+            return;
+        };
+        let seconds = report.works.iter().filter(|told| told.place == WorkPlace::Second);
+        let firsts = seconds
+            .take(MOST_TOLD)
+            .filter_map(|told| Some((told.other.clone(), holder(&told.other)?)))
+            .collect();
+        let shared = self.shared.clone();
+        self.replies.spawn(async move {
+            let reply = works::answer(shared, answering, report, firsts).await;
+            if let Err(error) = request.reply(&reply).await {
+                tracing::warn!(%leaf, error = chain(&error), "can't answer a leaf that tells of its works");
+            }
+        });
     }
 
     fn send(&mut self, leaf: &LeafName, message: Message) {
@@ -328,6 +374,7 @@ mod tests {
             shared: Shared {
                 registry: hub.registry_as_it_is(),
                 states: hub.state_copy_as_it_is(),
+                works: Works::default(),
                 hub,
                 fills: Arc::new(Semaphore::new(FILLS)),
                 max_bytes: 1 << 20,

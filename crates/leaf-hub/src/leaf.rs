@@ -127,6 +127,7 @@ impl LeafTask {
                 leaf.clone(),
                 remote.clone(),
                 signals,
+                shared.works.clone(),
             )),
             shared,
             leaf,
@@ -285,7 +286,7 @@ impl LeafTask {
             Asked::Fill(fill) => self.fill(fill, request).await,
             Asked::ReadCopy(read) => read_copy(self.stream.clone(), read.from, request).await,
             // The agent answers it before it comes here.
-            Asked::Witness(_) => Ok(()),
+            Asked::Witness(_) | Asked::Work(_) => Ok(()),
         };
         if let Err(error) = answered {
             let why = chain(&error);
@@ -339,7 +340,11 @@ impl LeafTask {
             *which += 1;
         });
         stored?;
-        request.reply(&ClaimReply::Granted { copy: end? }).await
+        let granted = ClaimReply::Granted {
+            copy: end?,
+            works: true,
+        };
+        request.reply(&granted).await
     }
 
     /// The leaf is stopped: its name is free, unless another instance holds it.

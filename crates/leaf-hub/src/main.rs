@@ -8,6 +8,7 @@
 mod active;
 mod agent;
 mod commands;
+mod heard;
 mod leaf;
 mod panics;
 mod process;
@@ -17,6 +18,7 @@ mod shown;
 mod state;
 mod witness;
 mod work;
+mod works;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -7,12 +7,15 @@ use leaf_bus::hub::{Hub, Registry, StateCopy};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::heard::Works;
+
 /// What all tasks share. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
     pub(crate) hub: Hub,
     pub(crate) registry: Registry,
     pub(crate) states: StateCopy,
+    pub(crate) works: Works,
     /// The leaves that may fill their copies at a time.
     pub(crate) fills: Arc<Semaphore>,
     pub(crate) max_bytes: u64,

@@ -13,6 +13,8 @@ use leaf_core::id::{InstanceId, LeafName};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::heard::Works;
+
 /// How long to wait before what may have been missed is read: more of it may come.
 const SOON: Duration = Duration::from_millis(200);
 /// How often changes are read at a claim though none is known to be missing.
@@ -62,6 +64,7 @@ pub(crate) struct StateTask {
     leaf: LeafName,
     remote: RemoteLeaf,
     signals: watch::Receiver<Signals>,
+    works: Works,
     /// Those that were followed.
     followed: Signals,
     /// The sequence number of the leaf's bucket up to which everything is copied; `None` until the whole was read.
@@ -80,8 +83,10 @@ impl StateTask {
         leaf: LeafName,
         remote: RemoteLeaf,
         signals: watch::Receiver<Signals>,
+        works: Works,
     ) -> Self {
         Self {
+            works,
             states,
             leaf,
             remote,
@@ -230,7 +235,11 @@ impl StateTask {
         if self.sizes.are_too_much() {
             return Err(SyncError::TooMuch);
         }
-        Ok(self.states.apply(&self.leaf, entries).await?)
+        let keys: Vec<String> = entries.iter().map(|(key, _)| key.clone()).collect();
+        let applied = self.states.apply(&self.leaf, entries).await;
+        // After an error, some of them may be there.
+        self.works.changed(&self.leaf, keys.iter().map(String::as_str));
+        Ok(applied?)
     }
 
     /// Writes the entries that differ, removes others, and returns the last sequence number.

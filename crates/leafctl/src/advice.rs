@@ -87,6 +87,7 @@ mod tests {
             copied: None,
             problem: None,
             lost_after: lost,
+            works: true,
             credentials_until: None,
         };
         let now = Timestamp::UNIX_EPOCH;

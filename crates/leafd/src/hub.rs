@@ -10,6 +10,7 @@ mod earlier;
 mod fill;
 mod lacks;
 mod start;
+mod works;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,7 @@ pub(crate) use claims::Claims;
 use earlier::Earlier;
 pub(crate) use fill::Filling;
 use lacks::Lacks;
+pub(crate) use works::Works;
 
 /// The period in which a claim is renewed.
 const CLAIM_EVERY: Duration = Duration::from_secs(CLAIM_SECONDS);
@@ -187,6 +189,8 @@ pub(crate) struct Hub {
 pub(crate) struct Heard {
     /// When a claim was granted last.
     claimed_at: Option<Timestamp>,
+    /// Whether the agent answers for works.
+    works: bool,
     /// The end of the copy that was last found to agree with the leaf.
     agreed: Option<CopyEnd>,
     /// Why the last claim had no answer.

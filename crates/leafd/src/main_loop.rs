@@ -362,6 +362,7 @@ impl MainLoop {
                 Effect::ForgetJobs(ids) => self.workers.forget_jobs(ids),
                 Effect::PublishJobEnd(id) => self.workers.publish_job_end(id),
                 Effect::TakeSession(id, key) => self.workers.take_session(id, key),
+                Effect::TellWorks(works) => self.workers.tell_works(works),
                 Effect::ShowLabels(labels) => self.workers.show_labels(labels),
             }
         }

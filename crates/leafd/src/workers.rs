@@ -17,6 +17,7 @@ use leaf_core::decide::{ChangeStep, InUse, Question, SecretChange};
 use leaf_core::engine::{Capabilities, Input};
 use leaf_core::error::chain;
 use leaf_core::event::ContainerStep;
+use leaf_core::fleet::work::WorkTold;
 use leaf_core::id::{CommandId, ContainerName, JobId, LeafName};
 use leaf_core::job::{Job, JobOutcome};
 use leaf_core::json::to_json;
@@ -93,6 +94,8 @@ pub struct Equipment {
     pub published: watch::Receiver<Published>,
     /// The leaf's labels, for its beat.
     pub labels: watch::Sender<Labels>,
+    /// The works that the hub agent is told of.
+    pub works: watch::Sender<Vec<WorkTold>>,
     /// The runtime for steps on the host, so that they don't delay replies.
     pub steps: Handle,
     /// The containers with steps in flight.
@@ -532,6 +535,11 @@ impl Workers {
     /// Puts labels of the leaf into its beat.
     pub fn show_labels(&self, labels: Labels) {
         self.equipment.labels.send_replace(labels);
+    }
+
+    /// Has the hub agent told of these works, also if they are the same as before.
+    pub fn tell_works(&self, works: Vec<WorkTold>) {
+        self.equipment.works.send_replace(works);
     }
 
     /// Publishes that a job has ended.

@@ -11,8 +11,9 @@ use jiff::Timestamp;
 use leaf_core::beat::Beat;
 use leaf_core::event::header;
 use leaf_core::fleet::fact::FleetEvent;
+use leaf_core::fleet::work::WorkTakenOver;
 use leaf_core::fleet::{ActiveAgent, CopyStatus};
-use leaf_core::id::LeafName;
+use leaf_core::id::{LeafName, WorkId};
 use leaf_core::json::to_json;
 use leaf_core::subject::{self, FLEET_BUCKET, FLEET_STREAM, LEASE_STREAM};
 use serde::Deserialize;
@@ -235,6 +236,43 @@ impl Registry {
             Some((subject, serde_json::from_slice(&message.payload).ok()?))
         });
         Ok(events.collect())
+    }
+
+    /// Returns the fact that a work of a leaf was taken over, if it was.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn taken_over(
+        &self,
+        first: &LeafName,
+        work: WorkId,
+    ) -> Result<Option<WorkTakenOver>, StreamError> {
+        let which = json!({ "last_by_subj": subject::work_taken_over(first, work) });
+        let found = match self.link.get_message(self.streams.facts.name(), &which).await {
+            Err(StreamError::NoStream { .. }) => None,
+            other => other?,
+        };
+        Ok(found.and_then(|message| serde_json::from_slice(&message.payload).ok()))
+    }
+
+    /// Stores the fact that a work was taken over, unless there is one already.
+    ///
+    /// # Errors
+    /// [`StreamError::WrongLastSequence`] if there is one; [`StreamError`].
+    pub async fn put_taken_over(&self, fact: &WorkTakenOver) -> Result<(), StreamError> {
+        let subject = subject::work_taken_over(&fact.first, fact.id);
+        let id = format!("{}/taken_over/{}", fact.first, fact.id);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::DATA_CONTENT_TYPE, "application/json");
+        headers.insert(header::ID, id.as_str());
+        headers.insert(header::SOURCE, "urn:cim-leaf-hub");
+        headers.insert(header::SPECVERSION, "1.0");
+        headers.insert(header::SUBJECT, fact.first.as_str());
+        headers.insert(header::TIME, Timestamp::now().to_string().as_str());
+        headers.insert(header::TYPE, "cim.fleet.taken_over.v1");
+        headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
+        self.put(&self.streams.facts, &subject, headers, to_json(fact))
+            .await
     }
 
     async fn make(&self) -> Result<(), StreamError> {

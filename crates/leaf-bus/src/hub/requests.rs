@@ -7,6 +7,7 @@ use futures::StreamExt as _;
 use leaf_core::event::header;
 use leaf_core::fleet::fact::FleetFact;
 use leaf_core::fleet::witness::WitnessRequest;
+use leaf_core::fleet::work::WorkReport;
 use leaf_core::fleet::{Claim, Fill, ReadCopy, Release};
 use leaf_core::id::LeafName;
 use leaf_core::json::to_json;
@@ -46,6 +47,8 @@ pub enum Asked {
     ReadCopy(ReadCopy),
     /// The signature of a witness.
     Witness(WitnessRequest),
+    /// What the agent says of its works.
+    Work(Box<WorkReport>),
 }
 
 /// Receives the requests of leaves.
@@ -176,6 +179,8 @@ fn read(leaf: &LeafName, message: &Message) -> Result<(Asked, async_nats::Subjec
         Asked::ReadCopy(parse(message)?)
     } else if text == subject::hub_witness(leaf) {
         Asked::Witness(parse(message)?)
+    } else if text == subject::hub_work(leaf) {
+        Asked::Work(Box::new(parse(message)?))
     } else {
         return Err("there is no such request".to_owned());
     };

@@ -241,6 +241,9 @@ pub struct HubReport {
     /// since the leaf started.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_after: Option<u64>,
+    /// Whether the hub agent says when a leaf is gone, so that another one may take over its builds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub works: bool,
     /// When the leaf's credentials at the hub end, by the file that its server reads at the next connection; absent if they have no
     /// end.
     #[serde(default, skip_serializing_if = "Option::is_none")]

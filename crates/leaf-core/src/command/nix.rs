@@ -10,6 +10,7 @@ use crate::id::{JobId, StorePath};
 use crate::job::{Installable, JobPhase};
 use crate::placement::demand::{Features, Priority};
 use crate::placement::offer::Offer;
+use crate::placement::work::Work;
 use crate::provenance::envelope::Envelope;
 use crate::session::SessionTask;
 use crate::transfer::{Lacking, SentPath};
@@ -49,6 +50,9 @@ commands! {
         /// Whether it is refused with `no_room` instead of being queued, unless it would start at once, or a job about the same is open.
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         only_if_room: bool,
+        /// The work that it is an attempt of: it goes to both leaves of the work, of which the second takes it over if the first is gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        work: Option<Work>,
     } -> JobAccepted
 
     /// Evaluates a Nix expression to JSON: purely, if it is of a flake, and without building anything.
@@ -248,6 +252,7 @@ impl Build {
             features: Features::new(),
             priority: Priority::Normal,
             only_if_room: false,
+            work: None,
         }
     }
 }

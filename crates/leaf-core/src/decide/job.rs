@@ -68,10 +68,11 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         Command::Cancel(c) => {
             let job = find_job(state, c.id)?;
             match job.phase {
-                JobPhase::Queued => {
+                JobPhase::Standby | JobPhase::Queued => {
                     let mut facts = vec![Fact::from(JobCancelled {
                         id: c.id,
                         by: context.caller.clone(),
+                        reason: None,
                     })];
                     facts.extend(after_job(state, c.id, Err("the build was cancelled")));
                     Ok(Decision {
@@ -227,6 +228,7 @@ pub(super) fn queue(
         owner: context.caller.clone(),
         task,
         demand,
+        work: None,
     }))
 }
 

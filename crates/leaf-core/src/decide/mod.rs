@@ -18,6 +18,7 @@ pub use change::{
 };
 pub use container::{LogQuery, adopt};
 pub use job::{after_job, needless_jobs};
+pub use nix::not_allowed_now;
 pub use secret::{SecretChange, secret_changed, secrets_observed};
 pub use system::DEFAULT_SWITCH_SECONDS;
 
@@ -33,7 +34,7 @@ use crate::address_pool::AddressPool;
 use crate::command::Command;
 use crate::container::Container;
 use crate::event::Fact;
-use crate::id::{Caller, ContainerName, JobId};
+use crate::id::{Caller, ContainerName, JobId, LeafName};
 use crate::job::NixPolicy;
 use crate::labels::Labels;
 use crate::placement::pressure::Pressure;
@@ -48,6 +49,10 @@ use crate::transfer::SentPath;
 pub struct Context {
     /// The caller of the command.
     pub caller: Caller,
+    /// The leaf's name.
+    pub leaf: LeafName,
+    /// Whether the hub agent says when a leaf is gone, so that another one may take over its builds.
+    pub works: bool,
     /// The labels of the leaf's settings.
     pub labels: Labels,
     /// The leaf's clock.

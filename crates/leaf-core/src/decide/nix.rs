@@ -3,20 +3,22 @@
 use jiff::{SignedDuration, Timestamp};
 
 use super::job::{by_policy, check_queue, ended_before, queue, time_limit};
-use super::{Context, Decision, Question, Reply, invalid, known, only};
+use super::{Context, Decision, Question, Reply, conflict, invalid, known, only};
 use crate::cause::Cause;
 use crate::command::nix::{Attestation, Attestations, Build, Command, JobAccepted};
+use crate::event::{Fact, JobQueued, JobStoodBy};
 use crate::id::{JobId, StorePath};
 use crate::job::build::check_all;
 use crate::job::run::{MOST_OF_A_CALLER, MOST_PROGRAMS};
 use crate::job::{
     BuildTask, CheckTask, DevelopTask, DiffTask, EvalTask, GcTask, Installable, Job, JobPhase, JobResult,
-    PrintEnvTask, RootsTask, RunTask, Task,
+    NixPolicy, PrintEnvTask, RootsTask, RunTask, Task,
 };
 use crate::placement::JobKey;
 use crate::placement::demand::{Demand, check_features};
 use crate::placement::offer::{Offer, Verdict};
-use crate::placement::room::works_on;
+use crate::placement::room::{JobRules, works_on};
+use crate::placement::work::{Work, WorkPlace};
 use crate::problem::{Problem, ProblemCode};
 use crate::state::State;
 use crate::transfer;
@@ -39,6 +41,9 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
         Command::Offer(c) => return Ok(only(known(&offer(state, &c.build, context)))),
         Command::Build(c) => {
             let (task, demand) = build(c, context)?;
+            if let Some(work) = &c.work {
+                return attempt(state, c, work, (task, demand), context);
+            }
             if c.only_if_room {
                 check_room(state, &task, &demand, context)?;
             }
@@ -148,6 +153,82 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
     })
 }
 
+/// Decides an attempt of a work: the first leaf queues it, and the second one stands by.
+fn attempt(
+    state: &State,
+    c: &Build,
+    work: &Work,
+    (task, demand): (Task, Demand),
+    context: &Context,
+) -> Result<Decision, Problem> {
+    let place = work.place_of(&context.leaf).ok_or_else(|| {
+        invalid(format!(
+            "leaf {} is not one of the two leaves of the work: {} and {}",
+            context.leaf, work.first, work.second
+        ))
+    })?;
+    let has_it = |job: &&Job| job.work.as_ref().is_some_and(|of_job| of_job.id == work.id);
+    if let Some(job) = state.jobs.values().find(has_it) {
+        return Err(conflict(format!("job {} is this work's already", job.id)));
+    }
+    let id = JobId(context.fresh_id);
+    let owner = context.caller.clone();
+    let (fact, phase) = match place {
+        WorkPlace::First => {
+            if c.only_if_room {
+                check_room(state, &task, &demand, context)?;
+            }
+            check_queue(state, context)?;
+            let queued = JobQueued {
+                id,
+                owner,
+                task,
+                demand,
+                work: Some(work.clone()),
+            };
+            (Fact::from(queued), JobPhase::Queued)
+        }
+        WorkPlace::Second => {
+            check_standby(state, context)?;
+            let stood_by = JobStoodBy {
+                id,
+                owner,
+                task,
+                demand,
+                work: work.clone(),
+            };
+            (Fact::from(stood_by), JobPhase::Standby)
+        }
+    };
+    Ok(Decision {
+        facts: vec![fact],
+        reply: known(&JobAccepted { job: id, phase }),
+    })
+}
+
+/// Checks that the leaf can stand by for one more build.
+fn check_standby(state: &State, context: &Context) -> Result<(), Problem> {
+    if !context.works {
+        let why = "the leaf can't stand by for a build: it has no hub whose agent says when the first leaf is gone, or that does not answer now";
+        return Err(Problem::new(ProblemCode::Unsupported, why.to_owned()));
+    }
+    let standing_by = state.jobs.values().filter(|job| job.phase == JobPhase::Standby);
+    let count = standing_by.count();
+    if count >= context.jobs.max_queued {
+        let why = format!("the leaf stands by for {count} builds already; try again later");
+        return Err(Problem::new(ProblemCode::Overloaded, why));
+    }
+    Ok(())
+}
+
+/// Returns why a build that this leaf stood by for may not be started here any more: the settings may have changed since.
+#[must_use]
+pub fn not_allowed_now(job: &Job, rules: &JobRules, policy: &NixPolicy) -> Option<String> {
+    let Task::Build(task) = &job.task else { return None };
+    let refused = |installable| policy.check(installable, task.impure).err();
+    rules.lacks(&job.demand).or_else(|| task.all().find_map(refused))
+}
+
 /// Refuses a program beyond the number of those that may run at the same time.
 fn has_room(state: &State, context: &Context) -> Result<(), Problem> {
     let open = || {
@@ -234,6 +315,7 @@ fn would(state: &State, task: &Task, demand: &Demand, context: &Context) -> (Ver
         owner: context.caller.clone(),
         task: task.clone(),
         demand: demand.clone(),
+        work: None,
         phase: JobPhase::Queued,
         cause: Cause::default(),
         queued_at: context.now,
@@ -270,7 +352,10 @@ fn offer(state: &State, c: &Build, context: &Context) -> Offer {
         }),
     };
     let (verdict, why) = decided.unwrap_or_else(|problem| (Verdict::Never, Some(problem.detail)));
-    context.jobs.offer(state, verdict, why, context.pressure)
+    Offer {
+        works: context.works,
+        ..context.jobs.offer(state, verdict, why, context.pressure)
+    }
 }
 
 /// Returns the statements about what built a store path, newest first.

@@ -154,6 +154,8 @@ impl Engine {
     fn context(&self, turn: &mut Turn, caller: Caller) -> Context {
         Context {
             caller,
+            leaf: self.history.leaf().clone(),
+            works: self.has_referee(),
             labels: self.settings.labels.clone(),
             now: turn.time(),
             fresh_id: turn.at.ids.next_id(),

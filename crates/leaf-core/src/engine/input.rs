@@ -9,6 +9,7 @@ use crate::command::{Command, CommandKind, CommandRecord, HubReport, LocalAccess
 use crate::container::{ForeignContainer, ObservedContainer};
 use crate::decide::{InUse, ObservedChanges};
 use crate::event::HostFacts;
+use crate::fleet::work::WorkAnswer;
 use crate::hardware::Inventory;
 use crate::host_op::StoredSecret;
 use crate::id::{Caller, CommandId, ContainerName, JobId, SecretName};
@@ -110,6 +111,13 @@ pub enum Input {
     },
     /// The hub agent answered a claim, or did not.
     HubHeard(Box<HubReport>),
+    /// The hub agent answered a report on the leaf's works, or did not.
+    WorksHeard {
+        /// When the report was sent.
+        told_at: Moment,
+        /// The answers; `None` if there are none.
+        answers: Option<Vec<WorkAnswer>>,
+    },
     /// The credentials of the leaf at a given NATS server are valid until then, or have no end.
     CredentialsUntil(Option<Timestamp>),
     /// The credentials of the leaf's own people were issued.

@@ -92,6 +92,9 @@ impl Engine {
             .jobs
             .startable(self.state(), self.jobs.in_places(), turn.time())
         {
+            if self.asks_before_start(turn, id) {
+                continue;
+            }
             self.jobs.0.insert(id, RunningJob::default());
             let cause = self.cause_of_job(id);
             self.record(turn, &cause, [Fact::from(JobStarted { id })]);
@@ -118,7 +121,8 @@ impl Engine {
                 None => {
                     let cause = self.cause_of_job(id);
                     let by = by.clone();
-                    self.record(turn, &cause, [Fact::from(JobCancelled { id, by })]);
+                    let reason = None;
+                    self.record(turn, &cause, [Fact::from(JobCancelled { id, by, reason })]);
                 }
             }
         }
@@ -177,7 +181,8 @@ impl Engine {
             JobOutcome::Cancelled => {
                 let by = running.cancelled_by.unwrap_or_else(Caller::daemon);
                 let after = after_job(state, id, Err("the build was cancelled"));
-                (Fact::from(JobCancelled { id, by }), after)
+                let reason = None;
+                (Fact::from(JobCancelled { id, by, reason }), after)
             }
             JobOutcome::Interrupted(reason) => {
                 let after = after_job(state, id, Err(&reason));

@@ -39,6 +39,7 @@ mod report;
 mod secrets;
 mod turn;
 mod waiting;
+mod works;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +76,7 @@ use jobs::RunningJobs;
 use secrets::SecretChanges;
 use turn::Turn;
 use waiting::Waiting;
+use works::Works;
 
 /// How long a stopping daemon waits for commands that are in transit.
 const LAST_COMMANDS: Duration = Duration::from_secs(5);
@@ -128,6 +130,7 @@ pub struct Engine {
     /// The time until the next look at the clock.
     look_again_after: Option<Duration>,
     jobs: RunningJobs,
+    works: Works,
     admission: Admission,
     secrets: SecretChanges,
     changes: Changes,
@@ -179,6 +182,7 @@ impl Engine {
             look_again_after: settings.capabilities.containers.is_ok().then_some(Duration::ZERO),
             renewals: Renewals::new(settings.container_valid),
             jobs: RunningJobs::default(),
+            works: Works::default(),
             admission,
             secrets,
             changes: Changes::default(),
@@ -209,6 +213,7 @@ impl Engine {
         self.take_input(&mut turn, input);
         self.tell_of_store(&mut turn);
         self.follow_up(&mut turn);
+        self.tell_works(&mut turn);
         self.outputs(turn)
     }
 
@@ -250,6 +255,7 @@ impl Engine {
             Input::ChangesObserved(seen) => self.changes_seen(turn, *seen),
             Input::Published { first, last } => self.stream_holds(turn, first, last),
             Input::HubHeard(report) => self.hub = Some(*report),
+            Input::WorksHeard { told_at, answers } => self.works_heard(turn, told_at, answers),
             Input::CredentialsUntil(time) => self.credentials_until = time,
             Input::LocalAccess(access) => self.local_access = Some(access),
             Input::Stop { reason } => self.stop(turn, reason),
@@ -334,9 +340,21 @@ impl Engine {
                         .desired_changed(&Resource::Container(name.clone()));
                 }
             }
-            (Fact::Job(JobFact::Queued(_)), _) => turn.may_start_jobs = true,
+            (Fact::Job(JobFact::Queued(fact)), _) => {
+                turn.may_start_jobs = true;
+                if fact.work.is_some() {
+                    self.works.accepted(fact.id, turn.at.moment);
+                    turn.may_tell_works = true;
+                }
+            }
+            (Fact::Job(JobFact::StoodBy(_) | JobFact::Superseded(_)), _) => turn.may_tell_works = true,
+            (Fact::Job(JobFact::TakenOver(_)), _) => {
+                turn.may_start_jobs = true;
+                turn.may_tell_works = true;
+            }
             (Fact::Job(fact), Some(Target::Job(id))) if ends_job(fact) => {
                 turn.effects.push(Effect::PublishJobEnd(*id));
+                turn.may_tell_works = true;
             }
             (Fact::Job(JobFact::Taken(fact)), _) => {
                 turn.effects.push(Effect::TakeSession(fact.id, fact.key.clone()));
@@ -378,6 +396,7 @@ impl Engine {
             }
         }
         self.resume_jobs(turn);
+        self.resume_works(turn);
         self.observe_secrets(turn);
         let containers = self.history.state().containers.keys().cloned();
         turn.touched.extend(containers.map(Target::Container));
@@ -484,6 +503,12 @@ fn changes_desired(fact: &ContainerFact) -> bool {
 fn ends_job(fact: &JobFact) -> bool {
     match fact {
         JobFact::Succeeded(_) | JobFact::Failed(_) | JobFact::Cancelled(_) | JobFact::Interrupted(_) => true,
-        JobFact::Queued(_) | JobFact::Started(_) | JobFact::Attested(_) | JobFact::Taken(_) => false,
+        JobFact::Queued(_)
+        | JobFact::StoodBy(_)
+        | JobFact::TakenOver(_)
+        | JobFact::Superseded(_)
+        | JobFact::Started(_)
+        | JobFact::Attested(_)
+        | JobFact::Taken(_) => false,
     }
 }

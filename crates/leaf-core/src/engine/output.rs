@@ -6,6 +6,7 @@ use crate::command::CommandRecord;
 use crate::container::Container;
 use crate::decide::{ChangeStep, Question, SecretChange};
 use crate::event::EventRecord;
+use crate::fleet::work::WorkTold;
 use crate::id::{CommandId, ContainerName, JobId};
 use crate::job::Job;
 use crate::labels::Labels;
@@ -130,6 +131,9 @@ pub enum Effect {
     TakeSession(JobId, String),
     /// Put these labels of the leaf into its beat.
     ShowLabels(Labels),
+    /// Tell the hub agent of these works: at once, and every 3 s as long as there are any. What it answers comes back as
+    /// [`WorksHeard`](super::Input::WorksHeard), and so does that it did not.
+    TellWorks(Vec<WorkTold>),
 }
 
 /// The reply to a request.

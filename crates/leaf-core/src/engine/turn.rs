@@ -29,6 +29,10 @@ pub(super) struct Turn {
     pub(super) desired_by: Option<Caller>,
     /// Whether another job may be started now.
     pub(super) may_start_jobs: bool,
+    /// Whether the works may have changed that the hub agent is told of.
+    pub(super) may_tell_works: bool,
+    /// Whether the agent is asked before a job starts.
+    pub(super) asks_for_works: bool,
 }
 
 impl Turn {
@@ -43,6 +47,8 @@ impl Turn {
             touched: BTreeSet::new(),
             desired_by: None,
             may_start_jobs: false,
+            may_tell_works: false,
+            asks_for_works: false,
         }
     }
 

@@ -1,9 +1,10 @@
 //! Facts about jobs.
 
 use super::declare::facts;
-use crate::id::{Caller, JobId};
+use crate::id::{Caller, JobId, LeafName};
 use crate::job::{BuiltDerivation, Explanation, JobFailureCause, JobResult, Task};
 use crate::placement::demand::Demand;
+use crate::placement::work::Work;
 use crate::provenance::envelope::Envelope;
 
 facts! {
@@ -20,6 +21,41 @@ facts! {
         /// What it takes of the leaf, and its place in the queue.
         #[serde(default, skip_serializing_if = "Demand::is_usual")]
         demand: Demand,
+        /// The work whose first attempt it is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        work: Option<Work>,
+    }
+
+    /// A build was accepted that another leaf carries out: this leaf takes it over if that one is gone.
+    StoodBy: JobStoodBy = "stood_by" v 1 about Job(id) {
+        /// The job's id.
+        id: JobId,
+        /// The caller that requested it.
+        owner: Caller,
+        /// The job's task.
+        task: Task,
+        /// What it takes of the leaf once it runs, and its place in the queue.
+        #[serde(default, skip_serializing_if = "Demand::is_usual")]
+        demand: Demand,
+        /// The work whose second attempt it may become.
+        work: Work,
+    }
+
+    /// The first leaf of a job's work is gone, by the hub agent's word: this leaf queues the job, and only this one counts.
+    TakenOver: JobTakenOver = "taken_over" v 1 about Job(id) {
+        /// The job's id.
+        id: JobId,
+        /// Why the agent took the first leaf for gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        why: Option<String>,
+    }
+
+    /// The second leaf of a job's work has taken it over, since this leaf was taken for gone: this job does not count any more.
+    Superseded: JobSuperseded = "superseded" v 1 about Job(id) {
+        /// The job's id.
+        id: JobId,
+        /// The leaf whose job counts.
+        by: LeafName,
     }
 
     /// A job started.
@@ -76,6 +112,9 @@ facts! {
         id: JobId,
         /// The caller that cancelled it.
         by: Caller,
+        /// Why leafd cancelled it by itself, if it did.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
     }
 
     /// A job was interrupted: its end was not observed.

@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 use crate::cause::Cause;
 use crate::id::{Caller, JobId};
 use crate::placement::demand::Demand;
+use crate::placement::work::JobWork;
 use crate::provenance::envelope::Envelope;
 use crate::session::SessionTask;
 
@@ -59,6 +60,9 @@ pub struct Job {
     /// What it takes of the leaf, and its place in the queue.
     #[serde(default, skip_serializing_if = "Demand::is_usual")]
     pub demand: Demand,
+    /// Its part in a work, if another leaf takes it over should this one be lost, or the other way round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub work: Option<Box<JobWork>>,
     /// The phase.
     pub phase: JobPhase,
     /// The cause.
@@ -106,7 +110,9 @@ impl Job {
             (JobPhase::Failed, _) => FailureKind::Unknown,
             (JobPhase::Cancelled, _) => FailureKind::Cancelled,
             (JobPhase::Interrupted, _) => FailureKind::Interrupted,
-            (JobPhase::Queued | JobPhase::Running | JobPhase::Succeeded, _) => return None,
+            (JobPhase::Standby | JobPhase::Queued | JobPhase::Running | JobPhase::Succeeded, _) => {
+                return None;
+            }
         };
         Some(Explanation::new(kind, self.error.clone().unwrap_or_default()))
     }
@@ -183,6 +189,8 @@ impl Task {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobPhase {
+    /// Accepted, and waiting until another leaf, which has the same build, is gone. It is never started otherwise.
+    Standby,
     /// Accepted, and waiting to be started.
     Queued,
     /// Running.

@@ -125,6 +125,7 @@ mod tests {
                 max_jobs,
                 features_free: [].into(),
                 pressure: None,
+                works: false,
             })
         };
         let offers = [

@@ -13,6 +13,7 @@ pub mod demand;
 pub mod offer;
 pub mod pressure;
 pub mod room;
+pub mod work;
 
 use std::collections::BTreeSet;
 use std::fmt;

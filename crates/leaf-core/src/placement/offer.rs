@@ -26,6 +26,9 @@ pub struct Offer {
     /// The pressure of the host, if it is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure: Option<Pressure>,
+    /// Whether it can have a part in a [work](super::work): its hub's agent says when the other leaf is gone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub works: bool,
 }
 
 /// What would come of a build.

@@ -161,6 +161,7 @@ impl JobRules {
             max_jobs: self.max_running as u64,
             features_free: Left::of(self, &running).free,
             pressure,
+            works: false,
         }
     }
 }
@@ -171,9 +172,10 @@ pub fn works_on(state: &State, key: &JobKey) -> bool {
     open(state).any(|job| JobKey::of(&job.task).as_ref() == Some(key))
 }
 
-/// The jobs that have not ended.
+/// The jobs that have not ended, and that no other leaf carries out.
 fn open(state: &State) -> impl Iterator<Item = &Job> {
-    state.jobs.values().filter(|job| !job.phase.is_final())
+    let is_open = |job: &&Job| !job.phase.is_final() && job.phase != JobPhase::Standby;
+    state.jobs.values().filter(is_open)
 }
 
 /// The queued jobs in the order in which they start.
@@ -183,11 +185,12 @@ fn queue(state: &State, now: Timestamp) -> Vec<&Job> {
     queued
 }
 
-/// Sorts by priority. The sort is stable, and the ids of jobs sort by their age.
+/// Sorts by priority, those first that were taken over from another leaf. The sort is stable, and the ids of jobs sort by their age.
 fn sort(queue: &mut [&Job], now: Timestamp) {
     queue.sort_by_key(|job| {
         let waited_seconds = now.duration_since(job.queued_at).as_secs();
-        Reverse(job.demand.priority.after(waited_seconds))
+        let is_taken_over = job.work.as_ref().is_some_and(|work| work.taken_over_at.is_some());
+        Reverse((is_taken_over, job.demand.priority.after(waited_seconds)))
     });
 }
 

@@ -6,8 +6,10 @@ use super::{Entry, Kind, State, cause_of, same_key};
 use crate::aggregate::Aggregate;
 use crate::event::Event;
 use crate::event::job::JobFact;
-use crate::id::JobId;
-use crate::job::{Job, JobPhase};
+use crate::id::{Caller, JobId};
+use crate::job::{Job, JobPhase, Task};
+use crate::placement::demand::Demand;
+use crate::placement::work::{JobWork, WorkPlace};
 
 /// The number of ended jobs that are remembered.
 pub const REMEMBERED_JOBS: usize = 200;
@@ -33,30 +35,43 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
     let now = event.time;
     match fact {
         JobFact::Queued(f) => {
-            state.jobs.insert(
-                f.id,
-                Job {
-                    id: f.id,
-                    owner: f.owner.clone(),
-                    task: f.task.clone(),
-                    demand: f.demand.clone(),
-                    phase: JobPhase::Queued,
-                    cause: cause_of(event),
-                    queued_at: now,
-                    started_at: None,
-                    ended_at: None,
-                    result: None,
-                    failure: None,
-                    error: None,
-                    partial: Vec::new(),
-                    explanation: None,
-                    attestation: None,
-                },
-            );
+            let work = f.work.as_ref().map(|work| JobWork::new(work, WorkPlace::First));
+            let job = Job {
+                demand: f.demand.clone(),
+                work: work.map(Box::new),
+                ..accepted(f.id, &f.owner, &f.task, JobPhase::Queued, event)
+            };
+            state.jobs.insert(f.id, job);
             vec![Aggregate::Job(&f.id).key()]
         }
+        JobFact::StoodBy(f) => {
+            let job = Job {
+                demand: f.demand.clone(),
+                work: Some(Box::new(JobWork::new(&f.work, WorkPlace::Second))),
+                ..accepted(f.id, &f.owner, &f.task, JobPhase::Standby, event)
+            };
+            state.jobs.insert(f.id, job);
+            vec![Aggregate::Job(&f.id).key()]
+        }
+        JobFact::TakenOver(f) => match state.jobs.get_mut(&f.id) {
+            Some(job) if job.phase == JobPhase::Standby => {
+                job.phase = JobPhase::Queued;
+                if let Some(work) = &mut job.work {
+                    work.taken_over_at = Some(now);
+                }
+                vec![Aggregate::Job(&f.id).key()]
+            }
+            _ => Vec::new(),
+        },
+        JobFact::Superseded(f) => match state.jobs.get_mut(&f.id).and_then(|job| job.work.as_mut()) {
+            Some(work) => {
+                work.superseded_at.get_or_insert(now);
+                vec![Aggregate::Job(&f.id).key()]
+            }
+            None => Vec::new(),
+        },
         JobFact::Started(f) => match state.jobs.get_mut(&f.id) {
-            Some(job) if !job.phase.is_final() => {
+            Some(job) if !job.phase.is_final() && job.phase != JobPhase::Standby => {
                 job.phase = JobPhase::Running;
                 job.started_at = Some(now);
                 vec![Aggregate::Job(&f.id).key()]
@@ -87,11 +102,36 @@ pub(super) fn apply(state: &mut State, fact: &JobFact, event: &Event) -> Vec<Str
             job.explanation.clone_from(&f.explanation);
         }),
         JobFact::Cancelled(f) => end_job(state, f.id, now, JobPhase::Cancelled, |job| {
-            job.error = Some(format!("cancelled by {}", f.by));
+            job.error = Some(match &f.reason {
+                Some(reason) => reason.clone(),
+                None => format!("cancelled by {}", f.by),
+            });
         }),
         JobFact::Interrupted(f) => end_job(state, f.id, now, JobPhase::Interrupted, |job| {
             job.error = Some(f.reason.clone());
         }),
+    }
+}
+
+/// Returns a job that was just accepted.
+fn accepted(id: JobId, owner: &Caller, task: &Task, phase: JobPhase, event: &Event) -> Job {
+    Job {
+        id,
+        owner: owner.clone(),
+        task: task.clone(),
+        demand: Demand::default(),
+        work: None,
+        phase,
+        cause: cause_of(event),
+        queued_at: event.time,
+        started_at: None,
+        ended_at: None,
+        result: None,
+        failure: None,
+        error: None,
+        partial: Vec::new(),
+        explanation: None,
+        attestation: None,
     }
 }
 
@@ -134,9 +174,7 @@ fn end_job(
 mod tests {
     use super::*;
     use crate::event::{Fact, JobInterrupted, JobQueued};
-    use crate::id::Caller;
-    use crate::job::{BuildTask, Installable, Task};
-    use crate::placement::demand::Demand;
+    use crate::job::{BuildTask, Installable};
     use crate::state::apply;
 
     #[test]
@@ -158,6 +196,7 @@ mod tests {
         let queued = |number| {
             Fact::from(JobQueued {
                 demand: Demand::default(),
+                work: None,
                 id: id(number),
                 owner: Caller::daemon(),
                 task: Task::Build(BuildTask::new(

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::{VERSION, is_literal};
-use crate::id::{InstanceId, LeafName};
+use crate::id::{InstanceId, LeafName, WorkId};
 
 /// Returns the subjects of the changed entries of a leaf's state, as they cross to a hub.
 #[must_use]
@@ -89,6 +89,12 @@ pub fn hub_fill(leaf: &LeafName) -> String {
 #[must_use]
 pub fn hub_witness(leaf: &LeafName) -> String {
     format!("leaf.{VERSION}.hub.{leaf}.witness")
+}
+
+/// Returns the subject of a leaf's report on its works.
+#[must_use]
+pub fn hub_work(leaf: &LeafName) -> String {
+    format!("leaf.{VERSION}.hub.{leaf}.work")
 }
 
 /// What the hub agent reads of a leaf.
@@ -226,6 +232,12 @@ pub fn fleet_fact(leaf: &LeafName, fact: &str) -> String {
 #[must_use]
 pub fn fleet_facts_of_all(fact: &str) -> String {
     format!("leaf.{VERSION}.fleet.*.{fact}")
+}
+
+/// Returns the subject of the fact that a work of a leaf was taken over. There is at most one of each work.
+#[must_use]
+pub fn work_taken_over(first: &LeafName, work: WorkId) -> String {
+    format!("leaf.{VERSION}.fleet.{first}.taken_over.{work}")
 }
 
 /// Returns the subjects of all that happened to copies.

@@ -16,6 +16,7 @@ use leaf_core::job::*;
 use leaf_core::labels::Labels;
 use leaf_core::placement::demand::{Demand, Features, Priority};
 use leaf_core::placement::room::JobRules;
+use leaf_core::placement::work::Work;
 use leaf_core::provenance::envelope::{Envelope, EnvelopeSignature, PAYLOAD_TYPE};
 use leaf_core::runtime::Runtime;
 use leaf_core::secret::{OnUnitChange, SecretUser};
@@ -64,6 +65,8 @@ pub(crate) fn apply_to_store(store: &mut BTreeMap<String, Value>, state: &mut St
 pub(crate) fn context(fresh: u128) -> Context {
     Context {
         caller: Caller::new("admin").expect("a caller"),
+        leaf: leaf(),
+        works: true,
         now: time(0),
         fresh_id: Uuid::from_u128(fresh),
         labels: [("site".to_owned(), "hall-2".to_owned())].into(),
@@ -103,6 +106,23 @@ pub(crate) fn job_id() -> impl Strategy<Value = JobId> {
 }
 
 /// What a job takes: good or bad.
+fn leaf_name(name: &str) -> LeafName {
+    LeafName::new(name).expect("a name")
+}
+
+/// A work of the leaf under test, as the first or the second, or of others.
+pub(crate) fn work() -> impl Strategy<Value = Work> {
+    (
+        1u128..4,
+        select(&[["edge-1", "edge-2"], ["edge-2", "edge-1"], ["edge-2", "edge-3"]][..]),
+    )
+        .prop_map(|(id, [first, second])| Work {
+            id: WorkId(Uuid::from_u128(id)),
+            first: leaf_name(first),
+            second: leaf_name(second),
+        })
+}
+
 pub(crate) fn demand() -> impl Strategy<Value = Demand> {
     let features = btree_map(select(&["kvm", "gpu"][..]).prop_map(str::to_owned), 1u16..4, 0..3);
     let priority = select(&[Priority::Low, Priority::Normal, Priority::High][..]);
@@ -466,12 +486,13 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
     ];
     let failure = select(&[JobFailureCause::Failed, JobFailureCause::TimedOut][..]);
     let of_a_job = prop_oneof![
-        3 => (job_id(), caller(), vec(installable(), 1..3), option::of(name()), demand()).prop_map(|(id, owner, installables, container, demand)| {
+        3 => (job_id(), caller(), vec(installable(), 1..3), option::of(name()), demand(), option::of(work())).prop_map(|(id, owner, installables, container, demand, work)| {
             let keep_going = installables.len() == 2;
             Fact::from(JobQueued {
                 id,
                 owner,
                 demand,
+                work,
                 task: Task::Build(BuildTask { keep_going, container, ..BuildTask::new(installables, 60) }),
             })
         }),
@@ -481,16 +502,17 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 owner,
                 task: Task::Eval(EvalTask { installable, apply, impure: false, timeout_seconds: 60 }),
                 demand: Demand::default(),
+                work: None,
             })
         }),
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
-            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default() })
+            Fact::from(JobQueued { id, owner, task: Task::PrintEnv(PrintEnvTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default(), work: None })
         }),
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
-            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default() })
+            Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default(), work: None })
         }),
         1 => (job_id(), caller(), store_path(), store_path()).prop_map(|(id, owner, from, to)| {
-            Fact::from(JobQueued { id, owner, task: Task::Diff(DiffTask { from, to, timeout_seconds: 60 }), demand: Demand::default() })
+            Fact::from(JobQueued { id, owner, task: Task::Diff(DiffTask { from, to, timeout_seconds: 60 }), demand: Demand::default(), work: None })
         }),
         1 => (job_id(), caller(), installable(), vec("[ -~]{1,4}", 1..3)).prop_map(|(id, owner, installable, command)| {
             Fact::from(JobQueued {
@@ -505,6 +527,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                     session: None,
                 }),
                 demand: Demand::default(),
+                work: None,
             })
         }),
         1 => (job_id(), caller(), installable(), option::of("[ -~]{0,9}")).prop_map(|(id, owner, installable, shell_hook)| {
@@ -523,8 +546,18 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                     session: None,
                 }),
                 demand: Demand::default(),
+                work: None,
             })
         }),
+        1 => (job_id(), caller(), installable(), work()).prop_map(|(id, owner, installable, work)| Fact::from(JobStoodBy {
+            id,
+            owner,
+            task: Task::Build(BuildTask::new(vec![installable], 60)),
+            demand: Demand::default(),
+            work,
+        })),
+        1 => (job_id(), option::of("[ -~]{0,9}")).prop_map(|(id, why)| Fact::from(JobTakenOver { id, why })),
+        1 => job_id().prop_map(|id| Fact::from(JobSuperseded { id, by: leaf_name("edge-2") })),
         1 => job_id().prop_map(|id| Fact::from(JobStarted { id })),
         1 => (job_id(), "[A-Za-z0-9+/]{0,8}").prop_map(|(id, payload)| Fact::from(JobAttested {
             id,
@@ -575,7 +608,7 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
                 partial: built.others,
             })
         }),
-        1 => (job_id(), caller()).prop_map(|(id, by)| Fact::from(JobCancelled { id, by })),
+        1 => (job_id(), caller(), option::of("[ -~]{0,9}")).prop_map(|(id, by, reason)| Fact::from(JobCancelled { id, by, reason })),
         1 => (job_id(), text).prop_map(|(id, reason)| Fact::from(JobInterrupted { id, reason })),
     ];
     let of_a_secret = prop_oneof![
@@ -678,11 +711,13 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
             vec(installable(), 0..3),
             option::of(any::<u32>()),
             demand(),
-            any::<bool>()
+            any::<bool>(),
+            option::of(work())
         )
             .prop_map(
-                |(installables, timeout_seconds, Demand { features, priority }, only_if_room)| {
+                |(installables, timeout_seconds, Demand { features, priority }, only_if_room, work)| {
                     Build {
+                        work,
                         timeout_seconds,
                         features,
                         priority,

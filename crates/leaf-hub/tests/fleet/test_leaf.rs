@@ -335,7 +335,7 @@ impl Claims {
     /// Claims the name, which must be granted, and returns the last number of the copy.
     pub(crate) async fn claimed(&self) -> anyhow::Result<Option<u64>> {
         match self.reply().await? {
-            ClaimReply::Granted { copy } => Ok(copy.map(|copy| copy.last)),
+            ClaimReply::Granted { copy, .. } => Ok(copy.map(|copy| copy.last)),
             ClaimReply::Held { by } => bail!("the name is held by {by:?}"),
         }
     }

@@ -26,7 +26,7 @@ use super::equipment::{self, HostAndNats};
 use super::store::Store;
 use crate::changes::HubSettings;
 use crate::clock::Clock;
-use crate::hub::{Claims, Filling, Hub};
+use crate::hub::{Claims, Filling, Hub, Works};
 use crate::main_loop::MainLoop;
 use crate::publisher::{EventPublisher, Published};
 use crate::renewal::Renewal;
@@ -109,6 +109,7 @@ impl Running {
         let of_commands = claim.state.leaf.as_ref().map(|leaf| &leaf.labels);
         let shown = effective_labels(&settings.labels, of_commands);
         let (labels, shown_labels) = watch::channel(shown);
+        let (works, told_works) = watch::channel(Vec::new());
         let (clock, in_flight) = (Clock::start(), InFlight::default());
 
         for RawEntry { key, reason } in claim.state.raw_entries() {
@@ -140,6 +141,7 @@ impl Running {
             mirror: changes,
             published: published.clone(),
             labels,
+            works,
             steps,
             in_flight: in_flight.clone(),
             clock,
@@ -219,6 +221,14 @@ impl Running {
             published: published.clone(),
             inputs: inputs.clone(),
         });
+        let telling = Works {
+            hub: hub.clone(),
+            instance,
+            works: told_works,
+            clock,
+            inputs: inputs.clone(),
+        };
+        tasks.keep("works", telling.run());
         let leasing = lease::keep(bus.clone(), beats, dead, held, release, given_back);
         tasks.keep("lease", leasing);
         if let Some(filling) = filling {

@@ -120,7 +120,10 @@ impl Claims {
         let answer = self.hub.claim(&beat, self.dead, known.sequence).await;
         let copy = match answer.map_err(Unanswered::Hub)? {
             ClaimReply::Held { by } => return Err(HomeError::Held(HeldError(by)).into()),
-            ClaimReply::Granted { copy } => copy,
+            ClaimReply::Granted { copy, works } => {
+                self.heard.works = works;
+                copy
+            }
         };
         self.heard.claimed_at = Some(Timestamp::now());
         let own = Own {
@@ -212,6 +215,7 @@ impl Heard {
             copied: self.agreed.as_ref().map(|copy| copy.last),
             problem: self.problem.clone(),
             lost_after: self.lost_after,
+            works: self.works,
             credentials_until: None,
         }
     }

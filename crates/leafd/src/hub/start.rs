@@ -71,8 +71,8 @@ impl Hub {
             journal: extent_of_journal(held),
             stream: found,
         };
-        let mut copy = match self.first_answer(beat, dead, found.last).await {
-            Ok(ClaimReply::Granted { copy }) => copy,
+        let (mut copy, works) = match self.first_answer(beat, dead, found.last).await {
+            Ok(ClaimReply::Granted { copy, works }) => (copy, works),
             Ok(ClaimReply::Held { by }) => return Err(HomeError::Held(HeldError(by))),
             Err(error) if own.is_empty() && self.opened.elapsed() < PATIENCE_IF_NEW => {
                 return Err(HomeError::New(error));
@@ -119,7 +119,7 @@ impl Hub {
                 import.run(numbers, beat, dead).await?;
                 // The agent waits for it: with this claim it compares, and admits what comes next.
                 match self.claim(beat, dead, last).await {
-                    Ok(ClaimReply::Granted { copy: now }) if now == copy => {}
+                    Ok(ClaimReply::Granted { copy: now, .. }) if now == copy => {}
                     // It is compared once more with the next claim.
                     Ok(ClaimReply::Granted { .. }) => copy = None,
                     Ok(ClaimReply::Held { by }) => return Err(HomeError::Held(HeldError(by))),
@@ -136,6 +136,7 @@ impl Hub {
         self.lacks.forget().map_err(|error| self.unremembered(error))?;
         Ok(Heard {
             claimed_at: Some(Timestamp::now()),
+            works,
             agreed: copy,
             problem: None,
             lost_after: None,

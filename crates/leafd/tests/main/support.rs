@@ -17,7 +17,7 @@ mod leaf;
 #[path = "support/programs.rs"]
 mod programs;
 #[path = "support/remains.rs"]
-mod remains;
+pub(crate) mod remains;
 #[path = "support/short_lives.rs"]
 pub(crate) mod short_lives;
 

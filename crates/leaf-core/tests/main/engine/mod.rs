@@ -13,6 +13,7 @@ mod secrets;
 mod signed;
 mod sizes;
 mod steps;
+mod works;
 mod world;
 
 use leaf_core::command::*;

@@ -16,8 +16,9 @@ use leaf_core::engine::{
     Input, Limits, Outputs, Record, Request, RequestId, Resumed, Scope, Seen, Snapshots,
 };
 use leaf_core::event::{Event, EventRecord, HostFacts, header};
+use leaf_core::fleet::work::WorkTold;
 use leaf_core::hardware::Inventory;
-use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId};
+use leaf_core::id::{Caller, CommandId, ContainerName, InstanceId, JobId, LeafName};
 use leaf_core::job::Job;
 use leaf_core::labels::Labels;
 use leaf_core::placement::demand::Features;
@@ -90,6 +91,11 @@ pub(super) enum Work {
 
 pub(super) struct World {
     engine: Engine,
+    name: LeafName,
+    /// Whether time passes only as the test says.
+    clock_stands: bool,
+    /// What the shell tells the hub agent of.
+    pub(super) told_works: Vec<WorkTold>,
     capabilities: Capabilities,
     rules: CommandRules,
     journal: ModelJournal,
@@ -138,19 +144,29 @@ impl World {
 
     /// A leaf with these rules of signatures.
     pub(super) fn with_rules(rules: CommandRules) -> Self {
-        Self::make(rules, Self::new().capabilities)
+        Self::make(leaf(), rules, Self::new().capabilities)
     }
 
     /// A leaf whose host can do this.
     pub(super) fn of(capabilities: Capabilities) -> Self {
-        Self::make(CommandRules::default(), capabilities)
+        Self::make(leaf(), CommandRules::default(), capabilities)
     }
 
-    fn make(rules: CommandRules, capabilities: Capabilities) -> Self {
+    /// A leaf of another name, whose clock only the test moves.
+    pub(super) fn named(name: LeafName) -> Self {
+        let mut world = Self::make(name, CommandRules::default(), Self::new().capabilities);
+        world.clock_stands = true;
+        world
+    }
+
+    fn make(name: LeafName, rules: CommandRules, capabilities: Capabilities) -> Self {
         let journal = ModelJournal::default();
         let features: Features = [("kvm".to_owned(), 2)].into();
         let mut world = Self {
-            engine: engine(&journal, 1, &capabilities, &rules, &features),
+            engine: engine(&name, &journal, 1, &capabilities, &rules, &features),
+            name,
+            clock_stands: false,
+            told_works: Vec::new(),
             capabilities,
             rules,
             journal,
@@ -305,8 +321,13 @@ impl World {
         }
     }
 
-    fn feed(&mut self, input: Input) {
-        self.now += 1;
+    /// Sets the clock.
+    pub(super) fn at(&mut self, seconds: u64) {
+        self.now = seconds;
+    }
+
+    pub(super) fn feed(&mut self, input: Input) {
+        self.now += u64::from(!self.clock_stands);
         self.ids += 1 << 64;
         let at = At {
             time: time(self.now),
@@ -536,7 +557,9 @@ impl World {
         self.cancelled.clear();
         self.run += 1;
         self.replayed = self.journal.replayed.clone();
+        self.told_works.clear();
         self.engine = engine(
+            &self.name,
             &self.journal,
             self.run,
             &self.capabilities,
@@ -595,6 +618,7 @@ pub(super) fn labels_of_settings() -> Labels {
 
 /// Returns the engine that continues from what the journal holds.
 fn engine(
+    name: &LeafName,
     journal: &ModelJournal,
     run: u64,
     capabilities: &Capabilities,
@@ -638,7 +662,7 @@ fn engine(
     Engine::new(
         settings,
         Resumed {
-            history: History::new(leaf(), EPOCH, state, snapshots),
+            history: History::new(name.clone(), EPOCH, state, snapshots),
             unfinished: unfinished.cloned().collect(),
             held_events: journal.replayed.sequence,
         },

@@ -1,19 +1,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use leaf_core::command::{self, ReadJobLog, ShowJob};
-use leaf_core::id::JobId;
-use leaf_core::job::{BuiltDerivation, Job, JobPhase, JobResult, Origin};
+use leaf_core::command;
+use leaf_core::job::{Job, JobResult};
 
+pub(super) use super::follow::built;
+pub(crate) use super::follow::follow;
+use super::follow::origin_of;
 use super::installables::installables;
 use super::local::Local;
 use super::out_link;
 use super::place::{Placed, Placement};
+use super::work::follow_work;
 use crate::error::Error;
 use crate::fleet::reply_line;
-use crate::leaf::Leaf;
 use crate::output::{Output, name_of, size};
-use crate::progress::JobBar;
 use crate::session::Session;
 use crate::text::fields;
 use crate::view::View;
@@ -77,14 +78,24 @@ impl Build {
             ..command::Build::of(installables)
         };
         let names_leaf = self.placement.is_any() && output.is_json();
-        let Placed { leaf, accepted } = self.placement.send(session, build).await?;
+        let Placed {
+            leaf,
+            accepted,
+            standby,
+        } = self.placement.send(session, build).await?;
         if self.detach {
             if names_leaf {
                 return output.json_line(&reply_line(&leaf.name, &accepted));
             }
             return output.document(&accepted, |accepted| accepted.job.to_string());
         }
-        let job = follow(&leaf, accepted.job, output).await?;
+        let (leaf, job) = match standby {
+            Some(standby) => follow_work(leaf, accepted.job, standby, output).await?,
+            None => {
+                let job = follow(&leaf, accepted.job, output).await?;
+                (leaf, job)
+            }
+        };
         if let (Some(link), Some(JobResult::Build(result))) = (&self.out_link, &job.result) {
             out_link::create(link, result).await?;
         }
@@ -102,78 +113,6 @@ pub(super) fn seconds(limit: Option<std::time::Duration>) -> Result<Option<u32>,
             u32::try_from(limit.as_secs()).map_err(|_| Error::Usage("--time-limit is too long".to_owned()))
         })
         .transpose()
-}
-
-/// Follows a job to its end, with a progress bar on a terminal.
-pub(crate) async fn follow(leaf: &Leaf, id: JobId, output: Output) -> Result<Job, Error> {
-    // Subscribes before the first query, so that the job's end can't be missed in between.
-    let mut hints = leaf.client.job_hints(&leaf.name, id).await?;
-    let mut bar = JobBar::new(leaf.is_alone() && !output.is_json());
-    let until_its_end = async {
-        let mut offset = 0;
-        loop {
-            let report = leaf.call(&ShowJob { id }).await?;
-            // After the state: the log of a job that has ended is complete.
-            if bar.shows_log() {
-                print_log(leaf, id, &mut offset, &mut bar).await?;
-            }
-            if report.job.phase.is_final() {
-                return Ok(report.job);
-            }
-            if let Some(progress) = &report.progress {
-                bar.progress(progress);
-            }
-            hints.next(leaf.look_again_after()).await;
-        }
-    };
-    let job: Result<Job, Error> = tokio::select! {
-        // First, so that the signal is handled from the beginning.
-        biased;
-        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted {
-            note: Some(format!(
-                "job {id} continues; `leafctl nix log --follow {id}` shows it, `leafctl nix cancel {id}` ends it"
-            )),
-        }),
-        job = until_its_end => job,
-    };
-    bar.finish();
-    let job = job?;
-    match job.phase {
-        JobPhase::Succeeded => Ok(job),
-        phase => Err(Error::Job {
-            job: id,
-            phase: name_of(&phase),
-            reason: format!(
-                "{}{}\n`leafctl nix why {id}` explains it, `leafctl nix log {id}` prints the whole log",
-                job.error.as_deref().unwrap_or("the reason is unknown"),
-                partial(&job)
-            ),
-        }),
-    }
-}
-
-/// Returns a line for each derivation that was built all the same, each with a line feed before it.
-fn partial(job: &Job) -> String {
-    let lines = job.partial.iter().flat_map(|derivation| built(derivation, ""));
-    lines
-        .map(|(_, line)| format!("\nbuilt all the same: {line}"))
-        .collect()
-}
-
-/// Prints what a job's log has from this offset on.
-async fn print_log(leaf: &Leaf, id: JobId, offset: &mut u64, bar: &mut JobBar) -> Result<(), Error> {
-    loop {
-        let request = ReadJobLog { id, offset: *offset };
-        let chunk = leaf.call(&request).await?;
-        if !chunk.text.is_empty() {
-            bar.log(&chunk.text);
-        }
-        let moved = chunk.next_offset > *offset;
-        *offset = chunk.next_offset;
-        if chunk.complete || !moved {
-            return Ok(());
-        }
-    }
 }
 
 fn text(job: &Job) -> View {
@@ -228,28 +167,4 @@ fn text(job: &Job) -> View {
             .map(|(what, count)| (what, format!("{count}, not listed"))),
     );
     fields(&lines).into()
-}
-
-/// Returns a line for each output of a derivation.
-pub(super) fn built<'a>(derivation: &BuiltDerivation, label: &'a str) -> Vec<(&'a str, String)> {
-    let origin = derivation.origin.map_or("", origin_of);
-    let closure = derivation.closure_size_bytes.map(size).unwrap_or_default();
-    derivation
-        .outputs
-        .values()
-        .map(|path| {
-            (
-                label,
-                format!("{path}  {origin}  {closure}").trim_end().to_owned(),
-            )
-        })
-        .collect()
-}
-
-fn origin_of(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Built => "built",
-        Origin::Substituted => "substituted",
-        Origin::Present => "it was in the store",
-    }
 }

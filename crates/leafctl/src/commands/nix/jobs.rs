@@ -62,9 +62,15 @@ impl Jobs {
                         (Some(JobResult::Run(result)), _) => exit_text(&result.exit),
                         (None, error) => first_line(error.as_deref()),
                     };
+                    let is_superseded = job.work.as_ref().is_some_and(|work| work.superseded_at.is_some());
+                    let phase = if is_superseded {
+                        format!("{}, superseded", name_of(&job.phase))
+                    } else {
+                        name_of(&job.phase)
+                    };
                     table.add_row([
                         job.id.to_string(),
-                        name_of(&job.phase),
+                        phase,
                         job.owner.to_string(),
                         ago(job.queued_at),
                         what,

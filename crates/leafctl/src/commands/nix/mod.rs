@@ -7,6 +7,7 @@ mod ci;
 mod develop;
 pub(super) mod diff;
 mod eval;
+mod follow;
 mod gc;
 pub(super) mod installables;
 mod jobs;
@@ -18,6 +19,7 @@ mod print_env;
 pub(super) mod run;
 mod verify;
 mod why;
+mod work;
 
 commands! {
     Build(build::Build),
@@ -32,6 +34,7 @@ commands! {
     Jobs(jobs::Jobs),
     Log(log::Log),
     Why(why::Why),
+    Work(work::ShowWork),
     Verify(verify::Verify),
     Cancel(cancel::Cancel),
 }

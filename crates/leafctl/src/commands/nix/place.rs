@@ -9,15 +9,19 @@ use leaf_bus::client::{CallError, CallOptions, Heard};
 use leaf_core::beat::Builds;
 use leaf_core::command::{Build, JobAccepted, OfferBuild};
 use leaf_core::error::chain;
-use leaf_core::id::LeafName;
+use leaf_core::id::{LeafName, WorkId};
 use leaf_core::job::Installable;
 use leaf_core::placement::JobKey;
 use leaf_core::placement::choice::{ASKED_AT_ONCE, MOST_ASKED, queueing, ready, sort_by_rendezvous};
 use leaf_core::placement::demand::{Features, Priority, check_features};
 use leaf_core::placement::offer::{Offer, Verdict};
+use leaf_core::placement::work::Work;
 use leaf_core::printable::printable_line;
 use leaf_core::problem::ProblemCode;
 
+use uuid::Uuid;
+
+use super::work::Standby;
 use crate::error::Error;
 use crate::leaf::{Leaf, away_since};
 use crate::output::tell;
@@ -43,6 +47,9 @@ pub(super) struct Placement {
     /// The priority among the jobs that wait at the leaf: low, normal or high.
     #[arg(long, value_name = "PRIORITY", value_parser = priority, default_value = "normal")]
     priority: Priority,
+    /// With --any: have no second leaf stand by, which takes the build over if the first one is lost.
+    #[arg(long, requires = "any")]
+    no_takeover: bool,
 }
 
 fn feature(text: &str) -> Result<(String, u16), String> {
@@ -70,6 +77,8 @@ pub(super) struct Placed {
     pub leaf: Leaf,
     /// Its job.
     pub accepted: JobAccepted,
+    /// The leaf that takes it over if this one is lost.
+    pub standby: Option<Standby>,
 }
 
 impl Placement {
@@ -91,16 +100,20 @@ impl Placement {
             ..build
         };
         if self.any {
-            return place(session, build).await;
+            return place(session, build, !self.no_takeover).await;
         }
         let leaf = session.leaf().await?;
         let accepted = leaf.call(&build).await?;
-        Ok(Placed { leaf, accepted })
+        Ok(Placed {
+            leaf,
+            accepted,
+            standby: None,
+        })
     }
 }
 
 /// Sends a build to the leaf that the rule chooses.
-async fn place(session: &Session, build: Build) -> Result<Placed, Error> {
+async fn place(session: &Session, build: Build, stands_by: bool) -> Result<Placed, Error> {
     let installables: Vec<&Installable> = build.installable.iter().chain(&build.installables).collect();
     if let Some(local) = installables
         .iter()
@@ -138,8 +151,10 @@ async fn place(session: &Session, build: Build) -> Result<Placed, Error> {
         }
         for index in ready(&offers[before..]) {
             let leaf = session.alone(names[index].clone());
-            match leaf.call(&if_room).await {
-                Ok(accepted) => return Ok(placed(leaf, accepted)),
+            let second = second(stands_by, &candidates, &offers, before + index);
+            let attempt = with_second(&if_room, &leaf, second);
+            match leaf.call(&attempt).await {
+                Ok(accepted) => return Ok(placed(session, leaf, accepted, &attempt).await),
                 Err(error) if goes_on(&error) => reasons.push(format!("{}: {}", leaf.name, chain(&error))),
                 Err(error) => return Err(error),
             }
@@ -147,8 +162,10 @@ async fn place(session: &Session, build: Build) -> Result<Placed, Error> {
     }
     for index in queueing(&offers) {
         let leaf = session.alone(candidates[index].clone());
-        match leaf.call(&build).await {
-            Ok(accepted) => return Ok(placed(leaf, accepted)),
+        let second = second(stands_by, &candidates, &offers, index);
+        let attempt = with_second(&build, &leaf, second);
+        match leaf.call(&attempt).await {
+            Ok(accepted) => return Ok(placed(session, leaf, accepted, &attempt).await),
             Err(error) if goes_on(&error) => reasons.push(format!("{}: {}", leaf.name, chain(&error))),
             Err(error) => return Err(error),
         }
@@ -156,9 +173,64 @@ async fn place(session: &Session, build: Build) -> Result<Placed, Error> {
     Err(Error::NotFound(nobody(&candidates, others, &reasons)))
 }
 
-fn placed(leaf: Leaf, accepted: JobAccepted) -> Placed {
+/// Returns the leaf that stands by for a build at another leaf: the first that would get it next, if both know how.
+fn second<'a>(
+    stands_by: bool,
+    leaves: &'a [LeafName],
+    offers: &[Option<Offer>],
+    first: usize,
+) -> Option<&'a LeafName> {
+    let can = |index: usize| offers[index].as_ref().is_some_and(|offer| offer.works);
+    if !stands_by || !can(first) {
+        return None;
+    }
+    let mut others = ready(offers).into_iter().chain(queueing(offers));
+    let index = others.find(|index| *index != first && can(*index))?;
+    leaves.get(index)
+}
+
+/// Returns the build as an attempt of a work of these two leaves.
+fn with_second(build: &Build, first: &Leaf, second: Option<&LeafName>) -> Build {
+    let work = second.map(|second| Work {
+        id: WorkId(Uuid::now_v7()),
+        first: first.name.clone(),
+        second: second.clone(),
+    });
+    Build {
+        work,
+        ..build.clone()
+    }
+}
+
+/// Has the second leaf of a build stand by, once the first one has accepted it. That none does is no reason not to build.
+async fn placed(session: &Session, leaf: Leaf, accepted: JobAccepted, build: &Build) -> Placed {
     tell(format!("job {} is at leaf {}", accepted.job, leaf.name));
-    Placed { leaf, accepted }
+    let mut standby = None;
+    if let Some(work) = &build.work {
+        let second = session.alone(work.second.clone());
+        match second.call(build).await {
+            Ok(accepted) => {
+                tell(format!(
+                    "leaf {} stands by with job {}: `leafctl nix work {}` shows both",
+                    second.name, accepted.job, work.id
+                ));
+                standby = Some(Standby {
+                    leaf: second,
+                    job: accepted.job,
+                });
+            }
+            Err(error) => tell(format!(
+                "no leaf stands by for it: {}: {}",
+                second.name,
+                printable_line(&chain(&error))
+            )),
+        }
+    }
+    Placed {
+        leaf,
+        accepted,
+        standby,
+    }
 }
 
 /// Returns whether an installable means something only on the machine that has it.
@@ -226,6 +298,7 @@ async fn offer(session: &Session, leaf: &LeafName, build: &Build) -> Result<Offe
             max_jobs: 1,
             features_free: Features::new(),
             pressure: None,
+            works: false,
         }),
         Err(error) => Err(chain(&error)),
     }

@@ -43,6 +43,8 @@ mod sending;
 mod sessions;
 #[path = "ctl/signing.rs"]
 mod signing;
+#[path = "ctl/takeover.rs"]
+mod takeover;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -101,6 +103,10 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: builds for any leaf go where there is room, and the same one asked for twice at once goes to one leaf", &[Need::Nix], placing::spreads),
         host.trial("leafctl: a build for any leaf goes where its features and its system are, and waits there for them", &[Need::Nix], placing::by_what_it_takes),
         host.trial("leafctl: a build for any leaf is not held up by a leaf that hangs", &[Need::Nix], placing::where_one_hangs),
+        host.trial("leafctl: a build whose leaf dies is taken over by the one that stands by, within 15 s, and ends there", &[Need::Nix, Need::HubAgent], takeover::dies),
+        host.trial("leafctl: a leaf that was only cut off goes on with its build, and only that of the leaf that took it over counts", &[Need::Nix, Need::HubAgent], takeover::cut_off),
+        host.trial("leafctl: a build whose leaf is back in time is not taken over, and a cancelled one is cancelled at both leaves", &[Need::Nix, Need::HubAgent], takeover::back_in_time),
+        host.trial("leafctl: a build is taken over although the hub agent was started again after its leaf had died", &[Need::Nix, Need::HubAgent], takeover::agent_anew),
         host.trial("leafctl: what a leaf has built is verified by its signed statement, by the right key alone", &[Need::Nix], provenance::verified),
         host.trial("leafctl: the statement about a build is verified by another program", &[Need::Securesystemslib], provenance::by_another_program),
         host.trial("leafctl: what follows something names the leaf on each line, or works with one leaf only", &[], fleet::followed),

@@ -167,7 +167,7 @@ impl Known {
             }),
             _ => None,
         };
-        Some(to_json(&ClaimReply::Granted { copy }))
+        Some(to_json(&ClaimReply::Granted { copy, works: false }))
     }
 
     fn answer_release(&mut self, body: &[u8]) -> Option<Vec<u8>> {

@@ -141,6 +141,7 @@ impl World {
                     "a job that is known is forgotten"
                 );
             }
+            Effect::TellWorks(works) => self.told_works = works,
             Effect::ShowLabels(labels) => {
                 let committed = known.leaf.as_ref().map(|leaf| &leaf.labels);
                 let committed = committed.expect("a leaf that has started");

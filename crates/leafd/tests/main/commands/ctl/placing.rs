@@ -13,16 +13,24 @@ use super::*;
 /// The number of leaves. The last one has the feature kvm, twice.
 const LEAVES: usize = 3;
 
+/// Returns the script of a builder that takes this many seconds.
+fn seconds(count: u32) -> String {
+    format!(
+        "i=0; while [ $i -lt {count} ]; do read -t 1 line < /dev/zero; i=$((i + 1)); done; echo done > $out"
+    )
+}
+
 /// A flake that any leaf can fetch, served over HTTP until it is dropped.
-struct Served {
+pub(super) struct Served {
     url: String,
     _directory: tempfile::TempDir,
     _server: JoinSet<()>,
 }
 
 impl Served {
-    /// Serves a flake whose package `endless` never ends and whose package `quick` does at once.
-    async fn start(seed: &str) -> anyhow::Result<Self> {
+    /// Serves a flake whose package `endless` never ends, whose package `quick` does at once, and `slow` after half a minute, while `short`
+    /// takes some seconds.
+    pub(super) async fn start(seed: &str) -> anyhow::Result<Self> {
         let directory = tempfile::tempdir()?;
         let flake = directory.path().join("flake");
         std::fs::create_dir(&flake)?;
@@ -32,9 +40,11 @@ impl Served {
             )
         };
         let text = format!(
-            "{{ outputs = _: {{ packages.x86_64-linux = {{ {} {} }}; }}; }}",
+            "{{ outputs = _: {{ packages.x86_64-linux = {{ {} {} {} {} }}; }}; }}",
             package("endless", building::ENDLESS),
             package("quick", "echo quick > $out"),
+            package("slow", &seconds(30)),
+            package("short", &seconds(8)),
         );
         std::fs::write(flake.join("flake.nix"), text)?;
         let archive = directory.path().join("flake.tar.gz");
@@ -72,7 +82,7 @@ impl Served {
         })
     }
 
-    fn package(&self, name: &str) -> String {
+    pub(super) fn package(&self, name: &str) -> String {
         format!("{}#{name}", self.url)
     }
 }
