@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use leaf_core::job::JobOutcome;
-use leaf_job::JobUpdate;
+use leaf_job::{JobUpdate, RunningJob};
 
 use crate::lab::{Lab, says};
 use crate::tests;
@@ -11,6 +11,7 @@ use crate::tests;
 tests![
     a_log_is_read_while_the_job_runs_and_afterwards,
     a_program_that_prints_100_mb_keeps_head_and_tail_and_little_memory,
+    one_line_of_a_gibibyte_is_cut_and_takes_little_memory,
     progress_and_log_are_passed_on_before_the_end,
 ];
 
@@ -30,11 +31,9 @@ async fn a_log_is_read_while_the_job_runs_and_afterwards() {
     assert!(lab.whole_log(id).starts_with(&chunk.text));
 }
 
-async fn a_program_that_prints_100_mb_keeps_head_and_tail_and_little_memory() {
-    let lab = Lab::new();
-    let begin = Instant::now();
-    let mut job = lab.start("say begin lines 12500 8192 say finish");
-    let (id, pid) = (job.id(), job.pid().expect("a child"));
+/// Follows a job to its end; returns the outcome and the peak of its runner's memory, in KiB.
+async fn followed(job: &mut RunningJob) -> (JobOutcome, u64) {
+    let pid = job.pid().expect("a child");
     let mut peak_kib = 0;
     let outcome = loop {
         match job.next_update().await {
@@ -52,6 +51,33 @@ async fn a_program_that_prints_100_mb_keeps_head_and_tail_and_little_memory() {
                 .expect("a number");
         }
     };
+    (outcome, peak_kib)
+}
+
+async fn one_line_of_a_gibibyte_is_cut_and_takes_little_memory() {
+    let lab = Lab::new();
+    // The sleep lets the peak be read after the line.
+    let mut job = lab.start("say begin line 1024 say after sleep 700 say finish");
+    let id = job.id();
+    let (outcome, peak_kib) = followed(&mut job).await;
+    assert!(matches!(outcome, JobOutcome::Succeeded(_)), "{outcome:?}");
+    assert!(peak_kib > 0 && peak_kib < 64 * 1024, "{peak_kib} KiB");
+    let log = lab.whole_log(id);
+    assert!(log.len() < 17 << 20, "{}", log.len());
+    let lines: Vec<&str> = log.lines().collect();
+    assert_eq!(
+        (lines[0], lines[lines.len() - 2], lines[lines.len() - 1]),
+        ("begin", "after", "finish")
+    );
+    assert!(lines[1].starts_with("xxxx"), "{:?}", &lines[1][..9]);
+}
+
+async fn a_program_that_prints_100_mb_keeps_head_and_tail_and_little_memory() {
+    let lab = Lab::new();
+    let begin = Instant::now();
+    let mut job = lab.start("say begin lines 12500 8192 say finish");
+    let id = job.id();
+    let (outcome, peak_kib) = followed(&mut job).await;
     assert!(matches!(outcome, JobOutcome::Succeeded(_)), "{outcome:?}");
     println!("100 MB: {:?}, the runner's peak {peak_kib} KiB", begin.elapsed());
     assert!(peak_kib > 0 && peak_kib < 64 * 1024, "{peak_kib} KiB");

@@ -1,5 +1,6 @@
 //! The program of the tests' jobs, which needs no shell and no Nix: it carries out the words of its command line.
 
+use std::io::Write as _;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -78,6 +79,16 @@ async fn run(mut words: impl Iterator<Item = String>) -> ExitCode {
                 for n in 0..count {
                     eprintln!("{n} {line}");
                 }
+            }
+            // One line of so many mebibytes.
+            "line" => {
+                let count: usize = next().parse().expect("a number");
+                let mebibyte = vec![b'x'; 1 << 20];
+                let mut stderr = std::io::stderr().lock();
+                for _ in 0..count {
+                    stderr.write_all(&mebibyte).expect("written");
+                }
+                stderr.write_all(b"\n").expect("written");
             }
             "exit" => return ExitCode::from(next().parse::<u8>().expect("an exit code")),
             other => panic!("{other:?} is no word of the test program"),
