@@ -28,6 +28,8 @@ use crate::version::NixVersion;
 /// The task of the order of a check.
 pub const TASK: &str = "check";
 
+/// The minor version of Nix 2 that is known to keep a second build for `--keep-failed` only.
+const KEEP_FAILED_ONLY: u32 = 34;
 /// The number of derivations that are checked at most.
 const MOST_DERIVATIONS: usize = 32;
 
@@ -191,9 +193,12 @@ impl Check {
         let Some(built) = self.derivations.get(nth) else {
             return self.end();
         };
-        // What the second build gave is kept with either; the first keeps the directory of the build as well.
+        // What the second build gave is kept with either, with the newest Nix by the second alone, which keeps the directory of the build as
+        // well.
         let is_root = rustix::process::geteuid().is_root();
-        let keeps: &[&str] = if is_root {
+        let version = NixVersion::parse(&self.locking.version);
+        let by_hook = version.is_some_and(|version| !version.is_since(KEEP_FAILED_ONLY));
+        let keeps: &[&str] = if is_root && by_hook {
             &["--option", "run-diff-hook", "true"]
         } else {
             &["--keep-failed"]
@@ -311,8 +316,9 @@ const MOST_NAMED: usize = 10;
 
 /// Returns whether an error of Nix says that an output differs, and that the second one was kept.
 fn differs(error: &str, output: &StorePath) -> bool {
-    let said = format!("output '{output}' differs from '{output}.check'");
+    // Since 2.34 in double quotes.
+    let said = ["'", "\""].map(|quote| format!("output {quote}{output}{quote} differs from "));
     error
         .lines()
-        .any(|line| line.contains("may not be deterministic") && line.contains(&said))
+        .any(|line| line.contains("may not be deterministic") && said.iter().any(|said| line.contains(said)))
 }

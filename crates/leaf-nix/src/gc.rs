@@ -239,6 +239,9 @@ pub fn free_bytes(directory: &Path) -> std::io::Result<u64> {
 /// Reads a line of `nix-store --gc --print-roots` or `--query --roots`: `LINK -> PATH`.
 fn read_root(line: &str) -> Option<Root> {
     let (link, path) = line.rsplit_once(" -> ").unwrap_or(("{memory}", line));
+    // The newest Nix quotes it.
+    let quoted = link.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let link = quoted.unwrap_or(link);
     // A job's results are in a directory with its id.
     let job = link.split('/').find_map(|part| part.parse::<JobId>().ok());
     let mut shown = link.to_owned();
@@ -261,6 +264,8 @@ mod tests {
         let of = |link: &str| read_root(&format!("{link} -> {path}")).expect("a root");
         let job = of(&format!("/nix/var/nix/gcroots/cim-leaf/edge/{id}/result"));
         assert_eq!(job.job.map(|job| job.to_string()).as_deref(), Some(id));
+        let quoted = of(&format!("\"/nix/var/nix/gcroots/cim-leaf/edge/{id}/result\""));
+        assert_eq!((&quoted.link, quoted.job), (&job.link, job.job));
         assert_eq!(of("/home/a -> b/result").link, "/home/a -> b/result");
         assert_eq!(of(&format!("/srv/{id}")).job, None);
         assert_eq!(of("{censored}").link, "{censored}");

@@ -164,7 +164,7 @@ impl Wanted {
     /// # Errors
     /// This version has no syntax for it.
     pub(crate) fn words(&self, version: Option<&NixVersion>) -> Result<Vec<String>, String> {
-        let since = |minor| version.is_none_or(|v| (v.major, v.minor) >= (2, minor));
+        let since = |minor| version.is_none_or(|version| version.is_since(minor));
         let Some(outputs) = &self.outputs else {
             return Ok(vec![self.text.clone()]);
         };
@@ -195,7 +195,7 @@ impl Wanted {
 
     /// Returns the names of the outputs that are meant, where this version of Nix builds all of the derivation's.
     pub(crate) fn chosen(&self, version: Option<&NixVersion>) -> Option<Vec<&str>> {
-        let whole = version.is_some_and(|v| (v.major, v.minor) < (2, OUTPUTS_OF_DERIVATIONS));
+        let whole = version.is_some_and(|version| !version.is_since(OUTPUTS_OF_DERIVATIONS));
         let outputs = self.outputs.as_deref().filter(|outputs| *outputs != "*")?;
         (self.is_derivation && whole).then(|| outputs.split(',').collect())
     }

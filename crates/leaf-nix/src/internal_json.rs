@@ -26,6 +26,8 @@ const ACT_COPY_PATHS: u64 = 103;
 const ACT_BUILDS: u64 = 104;
 const ACT_BUILD: u64 = 105;
 const ACT_SUBSTITUTE: u64 = 108;
+/// A content-addressed derivation waits for the build of the one that it is resolved to: the fields are both.
+const ACT_BUILD_WAITING: u64 = 111;
 const ACT_FETCH_TREE: u64 = 112;
 const RES_BUILD_LOG_LINE: u64 = 101;
 const RES_PROGRESS: u64 = 105;
@@ -112,6 +114,8 @@ pub(crate) struct Tracker {
     activities: BTreeMap<u64, Activity>,
     kinds: BTreeMap<u64, Kind>,
     built: BTreeSet<String>,
+    /// The derivations that content-addressed ones are resolved to.
+    resolved: BTreeMap<String, String>,
     /// The store paths whose substitution began.
     substituted: BTreeSet<String>,
     evaluating: bool,
@@ -174,6 +178,11 @@ impl Tracker {
         if kind == ACT_BUILD {
             self.built.insert(path.clone());
             self.evaluating = false;
+        }
+        if kind == ACT_BUILD_WAITING
+            && let (Some(from), Some(to)) = (text(&line.fields, 0), text(&line.fields, 1))
+        {
+            self.resolved.insert(from.to_owned(), to.to_owned());
         }
         self.kinds.entry(kind).or_default().live.insert(line.id);
         self.activities.insert(
@@ -348,7 +357,11 @@ impl Tracker {
     pub(crate) fn origin(&self, built: &BuiltDerivation) -> Origin {
         let derivation = built.derivation.as_ref();
         let substituted = |path: &StorePath| self.substituted.contains(path.as_str());
-        if derivation.is_some_and(|path| self.built.contains(path.as_str())) {
+        let was_built = |path: &StorePath| {
+            let resolved = self.resolved.get(path.as_str());
+            self.built.contains(path.as_str()) || resolved.is_some_and(|path| self.built.contains(path))
+        };
+        if derivation.is_some_and(was_built) {
             Origin::Built
         } else if built.outputs.values().any(substituted) {
             Origin::Substituted

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use leaf_core::error::chain;
@@ -112,13 +112,13 @@ pub fn host_options() -> BTreeMap<String, String> {
 
 /// Nix on this host. Cheap to clone.
 #[derive(Debug, Clone)]
-pub struct Nix(pub(crate) Arc<Settings>);
+pub struct Nix(pub(crate) Arc<Settings>, Arc<OnceLock<NixVersion>>);
 
 impl Nix {
     /// Returns Nix with these settings; [`check`](Self::check) tests whether it works.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self(Arc::new(settings))
+        Self(Arc::new(settings), Arc::default())
     }
 
     /// Returns the version of the `nix` program.
@@ -152,7 +152,8 @@ impl Nix {
         if (version.major, version.minor) < (2, 8) {
             return Err(NixError::TooOld { found: version.text });
         }
-        Ok(version)
+        // Another one is used after the next start.
+        Ok(self.1.get_or_init(|| version).clone())
     }
 
     /// Returns the system that it evaluates and builds for, and the further ones that it builds for: `system` and `extra-platforms` of
@@ -215,6 +216,7 @@ impl Nix {
             of_flakes.for_each(|run| run.flags.push("--impure".to_owned()));
         }
         let mut order = build::Order::new(self.0.nix.clone(), self.options());
+        order.version = self.1.get().map(|version| version.text.clone());
         match installables[..] {
             // As all versions read it.
             [one] if !task.keep_going && !task.impure && !names_outputs(&runs) => {

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::command_line::program;
-use crate::installable::split_fragment;
+use crate::installable::{Wanted, split_fragment};
 use crate::path_info::sha256;
 use crate::version::NixVersion;
 
@@ -164,6 +164,15 @@ impl Locking {
             Source::File { path, attribute } => {
                 words.extend(["--file".into(), path.into()]);
                 attribute.clone()
+            }
+            Source::StorePath { path } if path.ends_with(".drv") => {
+                let wanted = Wanted::all_of(path.clone());
+                let version = NixVersion::parse(&self.version);
+                // Outputs of derivations can be named in all versions.
+                wanted
+                    .words(version.as_ref())
+                    .ok()
+                    .and_then(|mut words| words.pop())
             }
             Source::StorePath { path } => Some(path.clone()),
         };

@@ -12,6 +12,11 @@ pub struct NixVersion {
 }
 
 impl NixVersion {
+    /// Returns whether it is this minor version of Nix 2, or a later one.
+    pub(crate) fn is_since(&self, minor: u32) -> bool {
+        (self.major, self.minor) >= (2, minor)
+    }
+
     pub(crate) fn parse(said: &str) -> Option<Self> {
         let text = said.lines().next()?.trim().to_owned();
         if !text.starts_with("nix ") {

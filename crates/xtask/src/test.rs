@@ -2,6 +2,7 @@
 //!
 //! [`programs`] compiles everything once, [`run`] starts the programs, [`times`] records where the time went.
 
+mod nix_versions;
 mod older;
 mod openpgp;
 mod programs;
@@ -129,6 +130,9 @@ impl Test {
             .map(|program| self.job(program, set_up))
             .collect();
         if !self.quick && !self.host_only {
+            jobs.extend(times.phase("further versions of Nix", || {
+                self.with_other_nix(&programs, set_up, tally)
+            }));
             if programs::has_examples(&workspace().join("crates"))? {
                 jobs.push(self.doc_tests(set_up));
             }
@@ -157,6 +161,38 @@ impl Test {
             lane: program.lane,
             work: Work::Program(command),
         }
+    }
+
+    /// Returns the jobs of the tests that run with further versions of Nix; one that is not to be had is skipped.
+    fn with_other_nix(
+        &self,
+        programs: &[Program],
+        set_up: impl Fn(&mut Command) + Copy,
+        tally: &mut Tally,
+    ) -> Vec<Job<'static>> {
+        let of_nix = |program: &&Program| program.label == "leaf-nix tests/main/main.rs";
+        let Some(program) = programs.iter().find(of_nix) else {
+            tally.fail("leaf-nix tests/main/main.rs was not compiled");
+            return Vec::new();
+        };
+        let mut jobs = Vec::new();
+        for suite in nix_versions::SUITES {
+            match nix_versions::of(suite) {
+                Ok(version) => {
+                    let mut job = self.job(program, |command| {
+                        set_up(command);
+                        command.env("PATH", &version.path);
+                    });
+                    job.label = format!("{} with Nix {}", program.label, version.number);
+                    jobs.push(job);
+                }
+                Err(error) => tally.skip(
+                    format!("{} with the Nix of {suite}", program.label),
+                    format!("{error:#}"),
+                ),
+            }
+        }
+        jobs
     }
 
     /// Returns the job of documentation examples, which rustdoc compiles and runs.

@@ -26,6 +26,9 @@ pub(crate) use result::read_build;
 /// The number of further derivations that a result lists, since a result is a part of events.
 const MOST_OTHERS: usize = 32;
 
+/// The minor version of Nix 2 that is known to choose the format of `nix path-info --json` by a flag.
+const JSON_FORMAT: u32 = 34;
+
 /// The task of the order of a build that is more than one installable with all of its outputs.
 pub const TASK: &str = "build";
 
@@ -44,6 +47,9 @@ pub struct Order {
     pub(crate) runs: Vec<Run>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) keep_going: bool,
+    /// The version of Nix, as its `--version` printed it when leafd was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) version: Option<String>,
 }
 
 impl Order {
@@ -56,7 +62,13 @@ impl Order {
             task: None,
             runs: Vec::new(),
             keep_going: false,
+            version: None,
         }
+    }
+
+    /// Returns the version of Nix, if it is known.
+    fn version(&self) -> Option<NixVersion> {
+        NixVersion::parse(self.version.as_deref()?)
     }
 }
 
@@ -309,8 +321,16 @@ impl Build {
     fn path_info(&mut self) -> Result<Step, String> {
         self.stage = Stage::PathInfo;
         let paths = self.listed().flat_map(|built| built.outputs.values());
-        let arguments: Vec<&str> = ["--closure-size", "--"]
-            .into_iter()
+        let version = self.version.clone().or_else(|| self.order.version());
+        // Without it the newest Nix warns, and later ones fail.
+        let format: &[&str] = match version {
+            Some(version) if version.is_since(JSON_FORMAT) => &["--json-format", "1"],
+            _ => &[],
+        };
+        let arguments: Vec<&str> = format
+            .iter()
+            .copied()
+            .chain(["--closure-size", "--"])
             .chain(paths.map(StorePath::as_str))
             .collect();
         Ok(Step::Run(program(

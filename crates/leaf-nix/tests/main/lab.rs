@@ -70,12 +70,24 @@ impl Lab {
             .replace('.', "");
         let mut settings = Settings::new(&dir);
         settings.options = Self::options();
-        Self {
+        let lab = Self {
             nix: Nix::new(settings.clone()),
             dir,
             settings,
             unique,
             builds: Cell::new(0),
+        };
+        // As leafd does at its start.
+        lab.check().expect("it works");
+        lab
+    }
+
+    /// The flags of `nix path-info --json` that choose its first format, where there are several.
+    pub(crate) fn json_format(&self) -> &'static [&'static str] {
+        let version = self.check().expect("it works");
+        match (version.major, version.minor) >= (2, 34) {
+            true => &["--json-format", "1"],
+            false => &[],
         }
     }
 
@@ -106,6 +118,7 @@ impl Lab {
     pub(crate) fn set(&mut self, change: impl FnOnce(&mut Settings)) {
         change(&mut self.settings);
         self.nix = Nix::new(self.settings.clone());
+        let _ = self.check();
     }
 
     /// A file with one derivation that runs a script.

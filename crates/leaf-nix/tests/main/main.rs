@@ -1,5 +1,6 @@
 //! Builds with the real Nix, offline. Where there is no Nix, the tests are skipped by name.
 
+mod addressed;
 mod bad_input;
 mod check;
 mod diff;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         gc::TESTS,
         diff::TESTS,
         bad_input::TESTS,
+        addressed::TESTS,
     ]
     .into_iter()
     .flatten()

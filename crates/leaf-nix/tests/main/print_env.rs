@@ -23,9 +23,13 @@ fn lab() -> Lab {
         .expect("ldd runs");
     let libraries = String::from_utf8(libraries.stdout).expect("UTF-8");
     let libraries = libraries.split_whitespace().filter(|word| word.starts_with('/'));
-    let paths: Vec<&str> = ["/bin/sh=/bin/busybox", "/bin/bash"]
-        .into_iter()
-        .chain(libraries)
+    // A link as such leads nowhere in the sandbox of newer versions.
+    let followed = |path: &str| {
+        let target = std::fs::canonicalize(path).expect("it exists");
+        format!("{path}={}", target.display())
+    };
+    let paths: Vec<String> = std::iter::once("/bin/sh=/bin/busybox".to_owned())
+        .chain(std::iter::once("/bin/bash").chain(libraries).map(followed))
         .collect();
     lab.set(|settings| {
         settings

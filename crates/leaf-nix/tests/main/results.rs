@@ -41,9 +41,14 @@ fn a_build_has_a_complete_result_also_if_nothing_is_built() {
     let gc_roots = ended.gc_roots.clone();
     let result = succeeded(ended);
     let path = result.store_path.as_str();
-    let info: Value =
-        serde_json::from_str(&lab.nix_command(&["path-info", "--json", "-S", path])).expect("JSON");
-    let info = &info[0];
+    let info: Value = serde_json::from_str(
+        &lab.nix_command(&[&["path-info", "--json", "-S", path][..], lab.json_format()].concat()),
+    )
+    .expect("JSON");
+    let info = match &info {
+        Value::Array(list) => &list[0],
+        by_path => &by_path[path],
+    };
     assert_eq!(Some(result.closure_size_bytes), info["closureSize"].as_u64());
     assert_eq!(
         result.derivation.as_ref().map(StorePath::as_str),

@@ -189,7 +189,9 @@ fn a_build_that_keeps_going_lists_what_was_built_although_it_failed() {
         .collect();
     assert_eq!(
         built,
-        [("other", Some(Origin::Built)), ("good", Some(Origin::Built))]
+        [("other", Some(Origin::Built)), ("good", Some(Origin::Built))],
+        "{}",
+        ended.log
     );
     assert!(
         ended
@@ -197,7 +199,8 @@ fn a_build_that_keeps_going_lists_what_was_built_although_it_failed() {
             .iter()
             .all(|built| built.closure_size_bytes.is_some())
     );
-    assert!(!ended.log.contains("will be built"), "{}", ended.log);
+    // Newer versions say it of each run, and it is not said again of the plans.
+    assert!(ended.log.matches("will be built").count() <= 2, "{}", ended.log);
     let ended = lab.run(&task(false));
     ended.result.expect_err("one fails");
     assert!(ended.partial.is_empty());

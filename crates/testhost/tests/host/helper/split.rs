@@ -21,6 +21,10 @@ pub(crate) const TRIALS: Trials = &[
         foreign_code,
     ),
     ("a_cancelled_job_leaves_no_process_and_no_unit", cancelled),
+    (
+        "a_build_whose_nix_daemon_ends_fails_with_the_reason_and_the_next_one_works",
+        daemon_ends,
+    ),
 ];
 
 /// The most that `systemd-analyze security` may say of leafd.
@@ -326,6 +330,40 @@ fn foreign_code() -> Outcome {
         "sh -c 'echo x >{directory}/order.json || rm -f {directory}/order.json'"
     ))?;
     ensure(changed.status != 0, format!("{changed:?}"))
+}
+
+fn daemon_ends() -> Outcome {
+    let host = leaf()?;
+    let (unit, _) = endless(&host)?;
+    let id = unit.trim_start_matches("leaf-job-").trim_end_matches(".service");
+    let none_left = || {
+        until(
+            &host,
+            "pgrep --full '[e]cho begun; while'; systemctl list-units --no-legend 'leaf-job-*'",
+            |left| left.trim().is_empty(),
+        )
+    };
+    // With all that it had started: the build has failed, and says why.
+    host.ok("systemctl kill --signal=KILL nix-daemon.service")?;
+    until(&host, &format!("{CONTEXT}; leafctl --json nix jobs"), |jobs| {
+        jobs.contains("\"failed\"")
+    })?;
+    let why = host.ok(&format!("{CONTEXT}; leafctl --json nix why {id}"))?;
+    ensure(why.contains("daemon"), why)?;
+    none_left()?;
+    // The next build starts it again, and a restart amid a build leaves nothing that can't be ended.
+    let file = derivation(&host, "after", "echo after > $out")?;
+    host.ok(&format!("{CONTEXT}; leafctl nix build --file {file}"))?;
+    let (unit, _) = endless(&host)?;
+    let id = unit.trim_start_matches("leaf-job-").trim_end_matches(".service");
+    host.ok("systemctl restart nix-daemon.service")?;
+    host.run(&format!("{CONTEXT}; leafctl nix cancel {id}"))?;
+    until(&host, &format!("{CONTEXT}; leafctl --json nix jobs"), |jobs| {
+        !jobs.contains("\"running\"")
+    })?;
+    none_left()?;
+    host.ok(&format!("{CONTEXT}; leafctl nix check --file {file}"))
+        .map(drop)
 }
 
 fn cancelled() -> Outcome {
