@@ -34,6 +34,11 @@ fn diff(lab: &Lab, from: StorePath, to: StorePath) -> Result<DiffResult, Failure
     })
 }
 
+/// The name of a package, of which no part looks like a version.
+fn tool(lab: &Lab) -> String {
+    format!("{}-tool", lab.unique.replace('-', ""))
+}
+
 /// A system with one unit, whose program is a package of this version and size.
 fn system(lab: &Lab, version: &str, bytes: usize) -> StorePath {
     let derivation = |name: &str, script: &str, more: &str| {
@@ -42,7 +47,7 @@ fn system(lab: &Lab, version: &str, bytes: usize) -> StorePath {
             std::env::consts::ARCH
         )
     };
-    let name = format!("{}-tool-{version}", lab.unique);
+    let name = format!("{}-{version}", tool(lab));
     let package = derivation(&name, &format!("printf %{bytes}s x >$out"), "");
     let script = "mkdir -p $out/etc/systemd/system
         echo 25.05 >$out/nixos-version
@@ -62,7 +67,7 @@ fn packages_and_units_that_differ_are_found_in_two_systems() {
     let (old, new) = (system(&lab, "1.0", 20_000), system(&lab, "1.1", 50_000));
     let result = diff(&lab, old, new.clone()).expect("they are compared");
     let package = PackageDiff {
-        name: format!("{}-tool", lab.unique),
+        name: tool(&lab),
         from: vec!["1.0".to_owned()],
         to: vec!["1.1".to_owned()],
         size_bytes: 30_000,
