@@ -276,7 +276,7 @@ fn stays(host: &mut Switched) -> Outcome {
     host.leaf.host.boot()?;
     host.leaf.answers()?;
     ensure!(
-        host.now()? == [well.clone(), well.clone(), well],
+        host.now()? == [well.clone(), well.clone(), well.clone()],
         "{:?}",
         host.now()?
     );
@@ -294,5 +294,17 @@ fn stays(host: &mut Switched) -> Outcome {
         report["generations"].as_array().map(Vec::len) == Some(3) && report["profile"] == 3,
         "{report}"
     );
-    host.leaf.answers()
+    host.leaf.answers()?;
+    // What the same takes by hand, for docs/performance.md.
+    if Sample::from_environment()? == Sample::All {
+        let began = Instant::now();
+        let by_hand = format!(
+            "{well}/bin/switch-to-configuration test && nix-env --profile /nix/var/nix/profiles/system --set {well} && \
+             {well}/bin/switch-to-configuration boot"
+        );
+        let done = host.leaf.host.run_within(&by_hand, SLOW)?;
+        ensure!(done.status == 0, "{done:?}");
+        eprintln!("by hand after {:.1} s", began.elapsed().as_secs_f64());
+    }
+    Ok(())
 }
