@@ -3,7 +3,7 @@ use leaf_core::command;
 use leaf_core::job::DevelopTask;
 
 use super::build::seconds;
-use super::installables::installables;
+use super::local::Local;
 use super::run::{in_session, recorded, session_task, variable};
 use crate::attach::{Begin, new_key, terminal};
 use crate::error::Error;
@@ -25,6 +25,8 @@ pub(crate) struct Develop {
     /// Take the installable or the packages from a Nix file on the leaf: they are its attributes.
     #[arg(long, short, value_name = "FILE")]
     file: Option<String>,
+    #[command(flatten)]
+    local: Local,
     /// Bash commands that are run last. The job's record has them: pass no secret this way.
     #[arg(long, value_name = "TEXT")]
     shell_hook: Option<String>,
@@ -56,7 +58,11 @@ impl Develop {
             Some(installable) => vec![installable.clone()],
             None => self.packages.clone(),
         };
-        let mut given = installables(self.file.as_deref(), None, texts)?;
+        let leaf = session.leaf().await?;
+        let mut given = self
+            .local
+            .installables(&leaf, self.file.as_deref(), texts)
+            .await?;
         let (installable, packages) = match given.len() {
             1 if self.packages.is_empty() => (given.pop(), Vec::new()),
             _ => (None, given),
@@ -72,7 +78,6 @@ impl Develop {
             timeout_seconds: seconds(self.time_limit)?,
             session: (!self.record).then(|| session_task(&key, has_terminal)),
         };
-        let leaf = session.leaf().await?;
         let accepted = leaf.call(&request).await?;
         if self.record {
             return recorded(&leaf, accepted.job, output).await;

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use clap::Args;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 use super::installables::{flake_reference, installables};
 use crate::error::Error;
 use crate::leaf::Leaf;
+use crate::output::tell;
 use crate::upload;
 
 /// Whether flakes of this machine are sent.
@@ -94,40 +95,28 @@ fn is_local(reference: &str) -> bool {
 /// Sends a flake of this machine, and returns the locked reference that the leaf can read.
 async fn send(leaf: &Leaf, reference: &str) -> Result<String, Error> {
     let reference = if reference.is_empty() { "." } else { reference };
-    let arguments = [
-        "flake",
-        "metadata",
-        "--json",
-        "--no-update-lock-file",
-        "--",
-        reference,
-    ];
-    let metadata = nix("nix", &arguments).await?;
-    let metadata: Value = serde_json::from_str(&metadata)
-        .map_err(|error| Error::Refused(format!("nix flake metadata printed no JSON: {error}")))?;
-    let source = Source::of(&metadata).ok_or_else(|| {
-        Error::Refused(format!(
-            "nix flake metadata does not say the store path and the hash of {reference}"
-        ))
-    })?;
-    let root = Root::make(&source.path).await?;
-    let path = source.path.as_str();
-    let size = nix("nix-store", &["--query", "--size", path]).await?;
-    let hash = nix("nix-store", &["--query", "--hash", path]).await?;
-    let sent = SentPath {
-        path: source.path.clone(),
-        nar_hash: source.nar_hash.clone(),
-        nar_size: size
-            .trim()
-            .parse()
-            .map_err(|_| Error::Refused(format!("nix-store says the size {size:?} of {path}")))?,
-        references: Vec::new(),
-        content_address: Some(format!("fixed:r:{}", hash.trim())),
-        signatures: Vec::new(),
+    let source = Source::find(reference, true).await?;
+    let work = Work::make()?;
+    let mut paths = vec![source.held_by(&work.0.join("source")).await?];
+    let reference = match source.wrapper()? {
+        None => source.reference(),
+        Some(text) => {
+            let directory = work.0.join("wrapper");
+            let written = std::fs::create_dir(&directory)
+                .and_then(|()| std::fs::write(directory.join("flake.nix"), text));
+            written.map_err(|error| {
+                Error::Refused(format!("can't write into {}: {error}", directory.display()))
+            })?;
+            let of_wrapper = format!("path:{}", directory.display());
+            nix("nix", &["flake", "lock", "--", &of_wrapper]).await?;
+            let wrapper = Source::find(&of_wrapper, false).await?;
+            paths.push(wrapper.held_by(&work.0.join("locked-wrapper")).await?);
+            wrapper.reference()
+        }
     };
-    upload::send(leaf, &[sent]).await?;
-    drop(root);
-    Ok(source.reference())
+    upload::send(leaf, &paths).await?;
+    drop(work);
+    Ok(reference)
 }
 
 /// A flake's copy in this machine's store.
@@ -140,6 +129,76 @@ struct Source {
 }
 
 impl Source {
+    /// Has Nix copy a flake to this machine's store, and lock it. What Nix says besides is shown if that is wanted.
+    async fn find(reference: &str, is_shown: bool) -> Result<Self, Error> {
+        let arguments = [
+            "flake",
+            "metadata",
+            "--json",
+            "--no-update-lock-file",
+            "--",
+            reference,
+        ];
+        let Said { stdout, stderr } = nix("nix", &arguments).await?;
+        if is_shown && !stderr.is_empty() {
+            tell(stderr.as_str());
+        }
+        let metadata: Value = serde_json::from_str(&stdout)
+            .map_err(|error| Error::Refused(format!("nix flake metadata printed no JSON: {error}")))?;
+        Self::of(&metadata).ok_or_else(|| {
+            Error::Refused(format!(
+                "nix flake metadata does not say the store path and the hash of {reference}"
+            ))
+        })
+    }
+
+    /// Holds the copy by a link, and returns it as what is sent.
+    async fn held_by(&self, link: &Path) -> Result<SentPath, Error> {
+        let (path, link) = (self.path.as_str(), link.display().to_string());
+        nix("nix-store", &["--realise", path, "--add-root", &link]).await?;
+        let size = nix("nix-store", &["--query", "--size", path]).await?.stdout;
+        let hash = nix("nix-store", &["--query", "--hash", path]).await?.stdout;
+        Ok(SentPath {
+            path: self.path.clone(),
+            nar_hash: self.nar_hash.clone(),
+            nar_size: size
+                .trim()
+                .parse()
+                .map_err(|_| Error::Refused(format!("nix-store says the size {size:?} of {path}")))?,
+            references: Vec::new(),
+            content_address: Some(format!("fixed:r:{}", hash.trim())),
+            signatures: Vec::new(),
+        })
+    }
+
+    /// Returns a flake with the outputs of this one, if that is in a directory of its tree: before 2.26, Nix takes no `dir` in a
+    /// reference of a path, but in an input.
+    ///
+    /// # Errors
+    /// The directory's name has characters that can't be written in Nix.
+    fn wrapper(&self) -> Result<Option<String>, Error> {
+        let Some((_, dir)) = self.attributes.iter().find(|(name, _)| *name == "dir") else {
+            return Ok(None);
+        };
+        if dir.chars().any(char::is_control) {
+            return Err(Error::Usage(format!("{dir:?} has control characters")));
+        }
+        let mut input = format!(
+            "type = \"path\"; path = \"{}\"; narHash = \"{}\"; ",
+            self.path, self.nar_hash
+        );
+        for (name, value) in &self.attributes {
+            let value = match *name {
+                "dir" | "rev" => quoted(value),
+                _ => value.clone(),
+            };
+            write!(input, "{name} = {value}; ").expect("writing to a String can't fail");
+        }
+        Ok(Some(format!(
+            "{{ inputs.tree = {{ {input}}}; outputs = {{ tree, ... }}: tree.outputs; }}\n"
+        )))
+    }
+
     /// Reads the output of `nix flake metadata --json`.
     fn of(metadata: &Value) -> Option<Self> {
         let locked = metadata.get("locked")?;
@@ -183,31 +242,43 @@ fn encoded(text: &str) -> String {
     encoded
 }
 
-/// Holds a path of this machine's store while it is sent.
-struct Root(PathBuf);
+/// Returns a string of the Nix language.
+fn quoted(text: &str) -> String {
+    let escaped = text
+        .replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace("${", "\\${");
+    format!("\"{escaped}\"")
+}
 
-impl Root {
-    async fn make(path: &StorePath) -> Result<Self, Error> {
+/// A directory whose links hold paths of this machine's store while they are sent.
+struct Work(PathBuf);
+
+impl Work {
+    fn make() -> Result<Self, Error> {
         let directory = std::env::temp_dir().join(format!("leafctl-{}", Uuid::now_v7().simple()));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&directory)
             .map_err(|error| Error::Refused(format!("can't create {}: {error}", directory.display())))?;
-        let root = Self(directory);
-        let link = root.0.join("source").display().to_string();
-        nix("nix-store", &["--realise", path.as_str(), "--add-root", &link]).await?;
-        Ok(root)
+        Ok(Self(directory))
     }
 }
 
-impl Drop for Root {
+impl Drop for Work {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// Runs a program of Nix on this machine, and returns its output. What it says besides is shown.
-async fn nix(program: &str, arguments: &[&str]) -> Result<String, Error> {
+/// What a program has printed.
+struct Said {
+    stdout: String,
+    stderr: String,
+}
+
+/// Runs a program of Nix on this machine.
+async fn nix(program: &str, arguments: &[&str]) -> Result<Said, Error> {
     let mut command = Command::new(program);
     if program == "nix" {
         command.args(["--extra-experimental-features", "nix-command flakes"]);
@@ -223,18 +294,16 @@ async fn nix(program: &str, arguments: &[&str]) -> Result<String, Error> {
                 "--local has this machine's Nix copy the flake, and {program} can't be run: {error}"
             ))
         })?;
-    let said: String = String::from_utf8_lossy(&output.stderr)
+    let stderr: String = String::from_utf8_lossy(&output.stderr)
         .trim()
         .chars()
         .take(4000)
         .collect();
-    if output.status.success() {
-        if !said.is_empty() && program == "nix" {
-            crate::output::tell(crate::text::Text::from(said).as_str());
-        }
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    if !output.status.success() {
+        return Err(Error::Refused(format!("{program} on this machine: {stderr}")));
     }
-    Err(Error::Refused(format!("{program} on this machine: {said}")))
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    Ok(Said { stdout, stderr })
 }
 
 #[cfg(test)]

@@ -247,19 +247,21 @@ pub(super) async fn references() -> anyhow::Result<()> {
         let printed = site.printed(&["nix", "eval", "--local", &reference]).await?;
         ensure!(printed == value, "{reference}: {printed}");
     }
-    // The Nix of old leaves has no dir in references of paths; the tree is sent all the same.
     std::fs::create_dir_all(tree.join("some-dir"))?;
     std::fs::write(
         tree.join("some-dir/flake.nix"),
-        "{ outputs = { self }: { above = builtins.pathExists ../module; }; }",
+        "{ outputs = { self }: { above = builtins.pathExists ../module; at = self.lastModified; }; }",
     )?;
     git(&tree, &["add", "."])?;
-    let output = site.ctl(&["nix", "eval", "--local", "./some-dir#above"]).await?;
-    let said = text(&output.stderr);
-    ensure!(
-        text(&output.stdout) == "true\n" || said.contains("has unsupported parameter 'dir'"),
-        "{said}"
-    );
+    git(&tree, &["commit", "-qm", "y"])?;
+    let above = site
+        .printed(&["nix", "eval", "--local", "./some-dir#above"])
+        .await?;
+    ensure!(above == "true\n", "{above}");
+    let at = site
+        .printed(&["nix", "eval", "--local", ".?dir=some-dir#at"])
+        .await?;
+    ensure!(at.trim().parse::<u64>()? > 1, "{at}");
     // Inputs by the lock file, and none that leads out of the tree.
     std::fs::write(
         tree.join("flake.nix"),
@@ -332,6 +334,40 @@ pub(super) async fn interrupted() -> anyhow::Result<()> {
         "{job}"
     );
     site.leaves_nothing().await
+}
+
+/// The most memory that a process has had, in KiB.
+fn peak(pid: u32) -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let number = line.and_then(|line| line.trim().split(' ').next());
+    Ok(number.context("VmHWM")?.parse()?)
+}
+
+pub(super) async fn bounded() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    large(&site, 256 << 20)?;
+    let leafd = site.leaf.pid().context("it runs")?;
+    let before = peak(leafd)?;
+    let mut child = site
+        .command(&site.tree(), &["nix", "eval", "--local", "path:.#files"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let pid = child.id().context("it runs")?;
+    let mut of_client = 0;
+    let ended = loop {
+        of_client = peak(pid).unwrap_or_default().max(of_client);
+        if let Ok(ended) = tokio::time::timeout(Duration::from_millis(50), child.wait()).await {
+            break ended?;
+        }
+    };
+    ensure!(ended.success(), "{ended}");
+    let more = peak(leafd)? - before;
+    // It would be 262,144 with all of the source.
+    ensure!(more < 40_000, "leafd took {more} KiB more for an upload");
+    ensure!((1..60_000).contains(&of_client), "leafctl took {of_client} KiB");
+    Ok(())
 }
 
 /// A NAR of one file with this text.
