@@ -125,6 +125,11 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
         .to_owned();
     leaf.step(&["nix", "verify", &built])?;
 
+    if let Some(flake) = working_tree(directory)? {
+        title("A working tree of this machine, sent to the leaf and built there");
+        leaf.step(&["--timeout", "5m", "nix", "build", "--local", &flake])?;
+    }
+
     title("A value, evaluated without building anything");
     leaf.step(&["nix", "eval", "--file", file, "name"])?;
 
@@ -132,6 +137,30 @@ fn tour(leaf: &mut Shown, directory: &Path) -> Result<()> {
     leaf.step(&["events"])?;
     expect_whole_history(leaf)
 }
+
+/// Makes a flake whose builder is a part of it, and returns the reference of its derivation; `None` where there is no static shell.
+fn working_tree(directory: &Path) -> Result<Option<String>> {
+    let shell = Path::new("/usr/bin/busybox");
+    if !shell.is_file() {
+        return Ok(None);
+    }
+    let tree = directory.join("tree");
+    std::fs::create_dir_all(tree.join("bin")).with_context(|| format!("can't make {}", tree.display()))?;
+    std::fs::copy(shell, tree.join("bin/busybox")).context("can't copy the shell")?;
+    let text = format!("{{ outputs = _: {{ greeting = {TREE} }}; }}\n")
+        .replace("SYSTEM", &format!("{}-linux", std::env::consts::ARCH));
+    std::fs::write(tree.join("flake.nix"), text).context("can't write the flake")?;
+    Ok(Some(format!("path:{}#greeting", tree.display())))
+}
+
+const TREE: &str = r#"derivation {
+  name = "greeting";
+  system = "SYSTEM";
+  builder = "${./bin}/busybox";
+  allowSubstitutes = false;
+  preferLocalBuild = true;
+  args = [ "sh" "-c" "echo built from a working tree; echo hello > $out" ];
+};"#;
 
 /// Eight derivations that take a moment each, different in every second, and one that needs them all.
 const BUILD: &str = r#"shell:
