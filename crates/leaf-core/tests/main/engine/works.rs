@@ -518,6 +518,8 @@ struct Fleet {
     was_queued: bool,
     /// Whether the first leaf has had an answer since then.
     answered_since: bool,
+    /// When the first leaf had no answer last although it had room for the job, and so had asked.
+    unanswered_at: Option<u64>,
     /// Whether the second leaf's job has ever counted.
     second_counted: bool,
 }
@@ -537,6 +539,7 @@ impl Fleet {
             recorded: false,
             was_queued: false,
             answered_since: false,
+            unanswered_at: None,
             second_counted: false,
         };
         // The first leaf is busy with two others, so that the job waits.
@@ -574,13 +577,15 @@ impl Fleet {
         if number == 0 && answers.is_some() && self.recorded {
             self.answered_since = true;
         }
-        let is_unanswered = answers.is_none();
-        let had_started = job(&self.leaves[0]).is_some_and(|job| job.started_at.is_some());
-        hears(&mut self.leaves[number], self.now, answers);
-        let has_started = job(&self.leaves[0]).is_some_and(|job| job.started_at.is_some());
-        if self.recorded && !had_started && has_started {
-            assert!(is_unanswered, "it starts what it was told was taken over");
+        let has_room = self.leaves[0].running_jobs().len() < super::world::MAX_JOBS;
+        if number == 0 && answers.is_none() && has_room {
+            self.unanswered_at = Some(self.now);
         }
+        hears(&mut self.leaves[number], self.now, answers);
+    }
+
+    fn has_started(&self) -> bool {
+        job(&self.leaves[0]).is_some_and(|job| job.started_at.is_some())
     }
 
     fn agent(&mut self, number: usize, told: &[WorkTold]) -> Vec<WorkAnswer> {
@@ -631,6 +636,21 @@ impl Fleet {
     }
 
     fn act(&mut self, action: &Action) {
+        let (was_recorded, had_started) = (self.recorded, self.has_started());
+        self.carry_out(action);
+        if was_recorded && !had_started && self.has_started() {
+            // It goes on for the time of a lease.
+            let lasts = match action {
+                Action::Rest(seconds) => *seconds,
+                _ => 0,
+            };
+            let is_cut_off = self.unanswered_at.is_some_and(|at| self.now - at <= 9 + lasts);
+            assert!(is_cut_off, "it starts what was taken over, although it can ask");
+        }
+        self.check();
+    }
+
+    fn carry_out(&mut self, action: &Action) {
         match action {
             Action::Tell {
                 leaf,
@@ -648,7 +668,14 @@ impl Fleet {
                     }
                 }
             }
-            Action::Pass(seconds) => self.pass(*seconds),
+            Action::Pass(seconds) => {
+                self.pass(*seconds);
+                // The shell says within 3 s that nobody answers.
+                if *seconds >= 3 {
+                    self.tell(0, true, true);
+                    self.tell(1, true, true);
+                }
+            }
             Action::Cut(leaf, cut) => self.cut[*leaf] = *cut,
             Action::Crash { leaf, boot } => {
                 if !self.down[*leaf] {
@@ -681,7 +708,6 @@ impl Fleet {
                 }
             }
         }
-        self.check();
     }
 
     fn check(&mut self) {

@@ -106,6 +106,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a build whose leaf dies is taken over by the one that stands by, within 15 s, and ends there", &[Need::Nix, Need::HubAgent], takeover::dies),
         host.trial("leafctl: a leaf that was only cut off goes on with its build, and only that of the leaf that took it over counts", &[Need::Nix, Need::HubAgent], takeover::cut_off),
         host.trial("leafctl: a build whose leaf is back in time is not taken over, and a cancelled one is cancelled at both leaves", &[Need::Nix, Need::HubAgent], takeover::back_in_time),
+        host.trial("leafctl: a leaf that stands by and is rolled back to an older leafd keeps the job, and starts nothing", &[Need::Nix, Need::HubAgent, Need::OldLeafd], takeover::rolled_back),
         host.trial("leafctl: a build is taken over although the hub agent was started again after its leaf had died", &[Need::Nix, Need::HubAgent], takeover::agent_anew),
         host.trial("leafctl: what a leaf has built is verified by its signed statement, by the right key alone", &[Need::Nix], provenance::verified),
         host.trial("leafctl: the statement about a build is verified by another program", &[Need::Securesystemslib], provenance::by_another_program),

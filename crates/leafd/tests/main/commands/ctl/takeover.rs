@@ -1,7 +1,7 @@
 //! Builds that a second leaf takes over if the first one is lost: `docs/protocol/placement.md`, part 4. All parts are real: the hub's server
 //! and agent, two leaves with servers of their own, Nix, `leafctl`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::placing::Served;
 use super::{command, run, text};
-use crate::support::{HubSite, TestLeaf, Wire, remains, until};
+use crate::support::{HubSite, OLD_LEAFD, TestLeaf, Wire, remains, until};
 
 /// How long an agent takes no leaf for gone after its start, and some more.
 const AGENT_JUDGES_AFTER: Duration = Duration::from_secs(21);
@@ -329,5 +329,33 @@ pub(super) async fn agent_anew() -> anyhow::Result<()> {
         printed["leaf"] == site.name(work.second.leaf).as_str() && printed["reply"]["phase"] == "succeeded",
         "{printed}"
     );
+    Ok(())
+}
+
+/// An older leafd, after a rollback of the leaf that stands by, keeps the job as it is and starts nothing.
+pub(super) async fn rolled_back() -> anyhow::Result<()> {
+    let old = std::env::var_os(OLD_LEAFD).context("a leafd of an earlier commit")?;
+    let mut site = Site::start().await?;
+    let mut work = site.begin("endless").await?;
+    let leaf = &mut site.leaves[work.second.leaf].0;
+    leaf.stop().await?;
+    leaf.run_program(Path::new(&old));
+    leaf.start_again().await?;
+    let key = format!("job.{}", work.second.job);
+    let shown = super::document(leaf, &["leaf", "show"]).await?;
+    let raw = shown["raw_entries"].to_string();
+    ensure!(raw.contains(&key), "it reads what it does not know: {shown}");
+    let list = super::document(leaf, &["nix", "jobs"]).await?;
+    ensure!(list["jobs"].as_array().is_some_and(Vec::is_empty), "{list}");
+    leaf.stop().await?;
+    leaf.run_own_program();
+    leaf.start_again().await?;
+    let second = site.is(&work.second, "standby").await?;
+    ensure!(second["started_at"].is_null(), "{second}");
+    let name = site.name(work.first.leaf);
+    site.json(&["nix", "cancel", "--leaf", name.as_str(), &work.first.job])
+        .await?;
+    site.is(&work.second, "cancelled").await?;
+    work.child.wait().await?;
     Ok(())
 }
