@@ -15,6 +15,7 @@ mod programs;
 mod renewals;
 mod sessions;
 mod sshd;
+mod timing;
 
 use std::process::ExitCode;
 

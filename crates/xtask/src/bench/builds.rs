@@ -6,9 +6,9 @@ use std::process::Command;
 use anyhow::{Context as _, Result, anyhow};
 
 use super::leaf::Measured;
-use super::measures::{in_turn, timed};
 use super::numbers::{Row, Target, median, ms};
 use super::programs::Programs;
+use super::timing::{in_turn, timed};
 use crate::build_shell::BUILD_SHELL;
 
 /// The number of tiny derivations.

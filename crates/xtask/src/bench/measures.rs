@@ -15,6 +15,7 @@ use super::builds::write_build;
 use super::leaf::Measured;
 use super::numbers::{Row, Target, each, median, ms, number};
 use super::programs::Programs;
+use super::timing::{in_turn, timed};
 use crate::command::{find, line, output};
 
 /// The number of requests per round.
@@ -497,34 +498,6 @@ fn toplevel(directory: &Path) -> Result<PathBuf> {
         .with_context(|| format!("can't change {}", init.display()))?;
     let path = output(Command::new("nix-store").arg("--add").arg(&system))?;
     Ok(path.trim().into())
-}
-
-/// A measurement, in seconds.
-pub(super) type Timed<'a> = &'a mut dyn FnMut() -> Result<f64>;
-
-/// Takes each measurement `rounds` times, alternating: A B A B …
-pub(super) fn in_turn(rounds: usize, measurements: &mut [Timed<'_>]) -> Result<Vec<Vec<f64>>> {
-    let mut times = vec![Vec::with_capacity(rounds); measurements.len()];
-    for _ in 0..rounds {
-        for (measure, times) in measurements.iter_mut().zip(&mut times) {
-            times.push(measure()?);
-        }
-    }
-    Ok(times)
-}
-
-/// Runs a command to its end; returns its run time in seconds.
-pub(super) fn timed(command: &mut Command) -> Result<f64> {
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
-    let shown = line(command);
-    let began = Instant::now();
-    let status = command.status().with_context(|| format!("can't run {shown}"))?;
-    let seconds = began.elapsed().as_secs_f64();
-    ensure!(status.success(), "{shown} ended with {status}");
-    Ok(seconds)
 }
 
 pub(super) fn json(command: &mut Command) -> Result<Value> {
