@@ -11,7 +11,7 @@ use leaf_bus::stream::StreamError;
 use leaf_core::error::chain;
 use leaf_core::fleet::claims::Holder;
 use leaf_core::fleet::fact::{FleetEvent, FleetFact};
-use leaf_core::fleet::work::{MOST_TOLD, WorkReport};
+use leaf_core::fleet::work::{MOST_TOLD, WorkReply, WorkReport};
 use leaf_core::fleet::{CopyState, CopyStatus};
 use leaf_core::id::LeafName;
 use leaf_core::placement::work::WorkPlace;
@@ -243,6 +243,12 @@ impl Leaves {
             return;
         }
         let Some(answering) = self.shared.works.heard(&leaf, self.shared.now()) else {
+            // The report before is still being answered. An answer all the same says that the agent is there.
+            self.replies.spawn(async move {
+                if let Err(error) = request.reply(&WorkReply::default()).await {
+                    tracing::warn!(%leaf, error = chain(&error), "can't answer a leaf that tells of its works");
+                }
+            });
             return;
         };
         let seconds = report.works.iter().filter(|told| told.place == WorkPlace::Second);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use leaf_core::fleet::referee::{FirstJob, Referee};
+use leaf_core::fleet::work::WorkTakenOver;
 use leaf_core::id::{LeafName, WorkId};
 use tokio::sync::watch;
 
@@ -20,8 +21,10 @@ pub(crate) struct Kept {
     pub(crate) changes: BTreeMap<LeafName, u64>,
     /// The first attempts of works at a leaf, and after how many changes they were read.
     pub(crate) jobs: BTreeMap<LeafName, (u64, BTreeMap<WorkId, FirstJob>)>,
-    /// Which leaf has taken over a work of a leaf, if one has.
-    pub(crate) recorded: BTreeMap<(LeafName, WorkId), Option<LeafName>>,
+    /// The fact that a work of a leaf was taken over, if it was.
+    pub(crate) recorded: BTreeMap<(LeafName, WorkId), Option<WorkTakenOver>>,
+    /// Those facts that are being stored, or may be.
+    pub(crate) deciding: BTreeMap<(LeafName, WorkId), WorkTakenOver>,
     /// The leaves whose reports are being answered.
     pub(crate) busy: BTreeSet<LeafName>,
 }

@@ -15,7 +15,7 @@ use leaf_core::fleet::work::{
     MOST_TOLD, WorkAnswer, WorkReply, WorkReport, WorkTakenOver, WorkTold, WorkVerdict,
 };
 use leaf_core::id::{InstanceId, LeafName, WorkId};
-use leaf_core::job::Job;
+use leaf_core::job::{Job, JobPhase};
 use leaf_core::placement::work::WorkPlace;
 use tokio::task::JoinSet;
 
@@ -39,12 +39,10 @@ pub(crate) async fn answer(
     doubt(&shared, &report, &firsts).await;
     for told in report.works.into_iter().take(MOST_TOLD) {
         // A leaf that was never here has no work.
-        let verdict = match told.place {
-            WorkPlace::Second if !firsts.contains_key(&told.other) => Ok((WorkVerdict::Unknown, None)),
-            _ => verdict(&shared, leaf, &told).await,
-        };
-        match verdict {
-            Ok((answer, why)) => reply.answers.push(WorkAnswer {
+        let is_known = told.place == WorkPlace::First || firsts.contains_key(&told.other);
+        match verdict(&shared, leaf, &told, is_known).await {
+            Ok(None) => {}
+            Ok(Some((answer, why))) => reply.answers.push(WorkAnswer {
                 job: told.job,
                 answer,
                 why,
@@ -101,94 +99,146 @@ async fn answers(shared: &Shared, leaf: &LeafName, instance: InstanceId) -> Opti
     }
 }
 
-/// Returns what the agent says to a leaf about a work.
+/// What the agent says about a work, and why; `None` as long as it can't say it.
+type Verdict = Option<(WorkVerdict, Option<String>)>;
+
+/// Returns what the agent says to a leaf about a work. `is_known` says whether the first leaf was ever here.
 async fn verdict(
     shared: &Shared,
     leaf: &LeafName,
     told: &WorkTold,
-) -> Result<(WorkVerdict, Option<String>), StreamError> {
-    let (first, second) = match told.place {
-        WorkPlace::First => (leaf, &told.other),
-        WorkPlace::Second => (&told.other, leaf),
+    is_known: bool,
+) -> Result<Verdict, StreamError> {
+    let first = match told.place {
+        WorkPlace::First => leaf,
+        WorkPlace::Second => &told.other,
     };
+    let key = (first.clone(), told.id);
+    let deciding = shared.works.kept.borrow().deciding.get(&key).cloned();
+    if let Some(fact) = deciding {
+        // Whether it was stored is not known: the first leaf gets no answer, and the second one has it stored again.
+        return match told.place {
+            WorkPlace::First => Ok(None),
+            WorkPlace::Second => record(shared, told, leaf, fact).await,
+        };
+    }
     let recorded = recorded(shared, first, told.id).await?;
     if told.place == WorkPlace::First {
-        let is_taken_over = recorded.is_some();
-        return Ok((
-            if is_taken_over {
-                WorkVerdict::TakenOver
-            } else {
-                WorkVerdict::Held
-            },
-            None,
-        ));
+        if recorded.is_some() {
+            return Ok(Some((WorkVerdict::TakenOver, None)));
+        }
+        let job = first_job(shared, first, told.id).await?;
+        // While this was read, it may have been decided.
+        if shared.works.kept.borrow().deciding.contains_key(&key) {
+            return Ok(None);
+        }
+        let has_ended = job.is_some_and(|job| {
+            matches!(
+                job.phase,
+                JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled
+            )
+        });
+        let answer = if has_ended {
+            WorkVerdict::Ended
+        } else {
+            WorkVerdict::Held
+        };
+        return Ok(Some((answer, None)));
     }
-    if let Some(by) = recorded {
-        let is_own = by == *second;
-        return Ok((
-            if is_own {
-                WorkVerdict::Yours
-            } else {
-                WorkVerdict::Ended
-            },
-            None,
-        ));
+    if let Some(fact) = recorded {
+        return Ok(Some(by_fact(&fact, leaf, told)));
+    }
+    if !is_known {
+        return Ok(Some((WorkVerdict::Unknown, None)));
     }
     let job = first_job(shared, first, told.id).await?;
     let now = shared.now();
-    let ruling = shared
-        .works
-        .change(|kept| kept.referee.judge(second, told, job.as_ref(), now));
-    let why = match ruling {
-        Ruling::Held => return Ok((WorkVerdict::Held, None)),
-        Ruling::Ended => return Ok((WorkVerdict::Ended, None)),
-        Ruling::Unknown => return Ok((WorkVerdict::Unknown, None)),
-        Ruling::TakeOver(why) => why,
-    };
-    let fact = WorkTakenOver {
-        id: told.id,
-        first: first.clone(),
-        second: second.clone(),
-        caller: told.caller.clone(),
-        job: told.job,
-        why: why.clone(),
-    };
-    match shared.registry.put_taken_over(&fact).await {
-        Ok(()) => {
-            tracing::info!(work = %told.id, %first, %second, why, "a build is taken over");
-            let key = (first.clone(), told.id);
-            shared
-                .works
-                .change(|kept| kept.recorded.insert(key, Some(second.clone())));
-            Ok((WorkVerdict::Yours, Some(why)))
-        }
-        // The answer to the one that was stored was lost: the next report gets it.
-        Err(StreamError::WrongLastSequence { .. }) => {
-            shared
-                .works
-                .change(|kept| kept.recorded.remove(&(first.clone(), told.id)));
-            Ok((WorkVerdict::Held, None))
-        }
-        Err(error) => {
-            // It may have been stored.
-            shared
-                .works
-                .change(|kept| kept.recorded.remove(&(first.clone(), told.id)));
-            Err(error)
-        }
+    let ruling = shared.works.change(|kept| {
+        let ruling = kept.referee.judge(leaf, told, job.as_ref(), now);
+        let Ruling::TakeOver(why) = &ruling else {
+            return Err(ruling);
+        };
+        let fact = WorkTakenOver {
+            id: told.id,
+            first: first.clone(),
+            second: leaf.clone(),
+            caller: told.caller.clone(),
+            job: told.job,
+            why: why.clone(),
+        };
+        kept.deciding.insert(key.clone(), fact.clone());
+        Ok(fact)
+    });
+    match ruling {
+        Ok(fact) => record(shared, told, leaf, fact).await,
+        Err(Ruling::Ended) => Ok(Some((WorkVerdict::Ended, None))),
+        Err(Ruling::Unknown) => Ok(Some((WorkVerdict::Unknown, None))),
+        Err(Ruling::Held | Ruling::TakeOver(_)) => Ok(Some((WorkVerdict::Held, None))),
     }
 }
 
-/// Returns which leaf has taken over a work, if one has.
-async fn recorded(shared: &Shared, first: &LeafName, work: WorkId) -> Result<Option<LeafName>, StreamError> {
+/// Returns what a fact says to a second leaf: that it is its own, if it is this very job.
+fn by_fact(fact: &WorkTakenOver, leaf: &LeafName, told: &WorkTold) -> (WorkVerdict, Option<String>) {
+    if fact.second == *leaf && fact.job == told.job && fact.caller == told.caller {
+        (WorkVerdict::Yours, Some(fact.why.clone()))
+    } else {
+        (WorkVerdict::Ended, None)
+    }
+}
+
+/// Stores a fact, or finds the one that is stored, and returns what that says to the second leaf.
+///
+/// # Errors
+/// The [`StreamError`]: then it may be stored, and the next report of the second leaf tries it again.
+async fn record(
+    shared: &Shared,
+    told: &WorkTold,
+    leaf: &LeafName,
+    fact: WorkTakenOver,
+) -> Result<Verdict, StreamError> {
+    let stored = match shared.registry.put_taken_over(&fact).await {
+        Ok(()) => {
+            tracing::info!(work = %fact.id, first = %fact.first, second = %fact.second, why = fact.why, "a build is taken over");
+            fact
+        }
+        // One is there: the answer to it was lost, or an earlier agent stored it.
+        Err(StreamError::WrongLastSequence { .. }) => {
+            match shared.registry.taken_over(&fact.first, fact.id).await? {
+                Some(stored) => stored,
+                None => return Ok(None),
+            }
+        }
+        Err(error) => return Err(error),
+    };
+    let verdict = by_fact(&stored, leaf, told);
+    let key = (stored.first.clone(), stored.id);
+    shared.works.change(|kept| {
+        kept.deciding.remove(&key);
+        kept.recorded.insert(key, Some(stored));
+    });
+    Ok(Some(verdict))
+}
+
+/// Returns the fact that a work was taken over, if it was.
+async fn recorded(
+    shared: &Shared,
+    first: &LeafName,
+    work: WorkId,
+) -> Result<Option<WorkTakenOver>, StreamError> {
     let key = (first.clone(), work);
     if let Some(known) = shared.works.kept.borrow().recorded.get(&key) {
         return Ok(known.clone());
     }
-    let found = shared.registry.taken_over(first, work).await?;
-    let by = found.map(|fact| fact.second);
-    shared.works.change(|kept| kept.recorded.insert(key, by.clone()));
-    Ok(by)
+    let found = match shared.registry.taken_over(first, work).await {
+        // It is made anew with the next fact, and not known to lack this one for good.
+        Err(StreamError::NoStream { .. }) => return Ok(None),
+        other => other?,
+    };
+    // What was stored meanwhile says more than what was read before.
+    let known = shared
+        .works
+        .change(|kept| kept.recorded.entry(key).or_insert(found).clone());
+    Ok(known)
 }
 
 /// Returns what the copy of the first leaf's state has of a work.

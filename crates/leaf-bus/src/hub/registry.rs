@@ -241,18 +241,20 @@ impl Registry {
     /// Returns the fact that a work of a leaf was taken over, if it was.
     ///
     /// # Errors
-    /// [`StreamError`].
+    /// [`StreamError`]; [`StreamError::NoStream`] if the stream is gone.
     pub async fn taken_over(
         &self,
         first: &LeafName,
         work: WorkId,
     ) -> Result<Option<WorkTakenOver>, StreamError> {
         let which = json!({ "last_by_subj": subject::work_taken_over(first, work) });
-        let found = match self.link.get_message(self.streams.facts.name(), &which).await {
-            Err(StreamError::NoStream { .. }) => None,
-            other => other?,
-        };
-        Ok(found.and_then(|message| serde_json::from_slice(&message.payload).ok()))
+        let found = self.link.get_message(self.streams.facts.name(), &which).await?;
+        let Some(message) = found else { return Ok(None) };
+        let fact = serde_json::from_slice(&message.payload).map_err(|error| StreamError::Server {
+            code: 0,
+            description: format!("the fact that a work was taken over can't be read: {error}"),
+        })?;
+        Ok(Some(fact))
     }
 
     /// Stores the fact that a work was taken over, unless there is one already.

@@ -167,7 +167,11 @@ fn attempt(
             context.leaf, work.first, work.second
         ))
     })?;
-    let has_it = |job: &&Job| job.work.as_ref().is_some_and(|of_job| of_job.id == work.id);
+    // At the second leaf, whose caller sees the id before, nobody else's job is in the way: the first leaf's job says whose it is.
+    let has_it = |job: &&Job| {
+        let is_it = job.work.as_ref().is_some_and(|of_job| of_job.id == work.id);
+        is_it && (place == WorkPlace::First || job.owner == context.caller)
+    };
     if let Some(job) = state.jobs.values().find(has_it) {
         return Err(conflict(format!("job {} is this work's already", job.id)));
     }

@@ -87,11 +87,10 @@ impl Engine {
         if self.is_stopping() {
             return;
         }
-        for id in self
-            .settings
-            .jobs
-            .startable(self.state(), self.jobs.in_places(), turn.time())
-        {
+        let rules = &self.settings.jobs;
+        let startable = rules.startable(self.state(), self.jobs.in_places(), turn.time());
+        self.works.startable(&startable);
+        for id in startable {
             if self.asks_before_start(turn, id) {
                 continue;
             }

@@ -24,7 +24,9 @@ use super::turn::Turn;
 /// How long after a report that the agent answered a queued job starts without another one: less than the silence after which the agent
 /// takes the leaf for gone.
 const LEASE: Duration = Duration::from_secs(8);
-/// How long a job waits for the agent's answer before it starts, should the shell not say that there is none.
+/// How long a job waits for the agent before it starts, where the agent can't be asked.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// The same where the agent answers, and says nothing of this job.
 const ASKED_FOR: Duration = Duration::from_secs(5);
 /// How long a standby waits for a job of which the agent knows nothing.
 const UNKNOWN_FOR: Duration = Duration::from_secs(60);
@@ -36,11 +38,13 @@ const STANDBY_FOR: SignedDuration = SignedDuration::from_hours(24);
 pub(super) struct Works {
     /// Since when the agent does not know the first leaf's job, of standbys.
     unknown_since: BTreeMap<JobId, Moment>,
+    /// Since when the agent says that this leaf has a job which was interrupted.
+    interrupted_since: BTreeMap<JobId, Moment>,
     /// Until when a queued job of the first place may start.
     may_start_until: BTreeMap<JobId, Moment>,
     /// Those for which the agent was asked before they start, and when.
     asked: BTreeMap<JobId, Moment>,
-    /// The jobs of the first place of which the agent has not heard since they ended.
+    /// The jobs of the first place of which the agent does not know yet that they have ended, or that were taken over.
     unsettled: BTreeSet<JobId>,
     /// What the shell tells.
     told: Vec<WorkTold>,
@@ -53,7 +57,19 @@ impl Works {
         self.may_start_until.insert(id, now.after(LEASE));
     }
 
+    /// Notes that the agent has nothing more to hear of a job.
+    fn settle(&mut self, id: JobId) {
+        self.unsettled.remove(&id);
+        self.forget(id);
+    }
+
+    /// Keeps only those that may start as things are.
+    pub(super) fn startable(&mut self, startable: &[JobId]) {
+        self.asked.retain(|id, _| startable.contains(id));
+    }
+
     fn forget(&mut self, id: JobId) {
+        self.interrupted_since.remove(&id);
         self.unknown_since.remove(&id);
         self.may_start_until.remove(&id);
         self.asked.remove(&id);
@@ -107,9 +123,13 @@ impl Engine {
         match answers {
             None => {
                 // A leaf that is cut off goes on.
-                let asked = std::mem::take(&mut self.works.asked);
-                let go_on = asked.into_keys().map(|id| (id, now.after(LEASE)));
-                self.works.may_start_until.extend(go_on);
+                let is_over = |since: Moment| since <= told_at && now.since(since) >= ANSWER_WITHIN;
+                let over = self.works.asked.extract_if(.., |_, since| is_over(*since));
+                let go_on: Vec<JobId> = over.map(|(id, _)| id).collect();
+                let until = now.after(LEASE);
+                self.works
+                    .may_start_until
+                    .extend(go_on.into_iter().map(|id| (id, until)));
             }
             Some(answers) => {
                 for answer in answers {
@@ -134,9 +154,19 @@ impl Engine {
             (WorkPlace::First, WorkVerdict::Held) => {
                 self.works.asked.remove(&id);
                 self.works.may_start_until.insert(id, told_at.after(LEASE));
+                // What has ended is told of until the agent knows that it has: until then it may say that this leaf is gone. An interrupted
+                // job is the second leaf's to take.
+                if phase == JobPhase::Interrupted {
+                    let now = turn.at.moment;
+                    let since = *self.works.interrupted_since.entry(id).or_insert(now);
+                    if now.since(since) >= UNKNOWN_FOR {
+                        self.works.settle(id);
+                    }
+                }
+            }
+            (WorkPlace::First, WorkVerdict::Ended) => {
                 if phase.is_final() {
-                    self.works.unsettled.remove(&id);
-                    self.works.forget(id);
+                    self.works.settle(id);
                 }
             }
             (WorkPlace::First, WorkVerdict::TakenOver) => {
@@ -151,8 +181,7 @@ impl Engine {
                     facts.push(cancelled(id, why));
                 }
                 if phase.is_final() || phase == JobPhase::Queued {
-                    self.works.unsettled.remove(&id);
-                    self.works.forget(id);
+                    self.works.settle(id);
                 }
                 self.record(turn, &cause, facts);
             }
@@ -174,7 +203,7 @@ impl Engine {
                 }
             }
             (WorkPlace::Second, WorkVerdict::Yours) => self.take_over(turn, &cause, id, why),
-            (WorkPlace::First, WorkVerdict::Ended | WorkVerdict::Yours | WorkVerdict::Unknown)
+            (WorkPlace::First, WorkVerdict::Yours | WorkVerdict::Unknown)
             | (WorkPlace::Second, WorkVerdict::TakenOver)
             | (_, WorkVerdict::Other) => {}
         }
@@ -233,6 +262,7 @@ impl Engine {
         works.may_start_until.retain(|id, _| jobs.contains_key(id));
         works.asked.retain(|id, _| jobs.contains_key(id));
         works.unknown_since.retain(|id, _| jobs.contains_key(id));
+        works.interrupted_since.retain(|id, _| jobs.contains_key(id));
         let is_told = |job: &&Job| job.phase == JobPhase::Standby || works.unsettled.contains(&job.id);
         let told: Vec<WorkTold> = jobs.values().filter(is_told).filter_map(told).collect();
         if asks || told != works.told {

@@ -63,7 +63,7 @@ pub struct WorkAnswer {
 pub enum WorkVerdict {
     /// The first leaf has it.
     Held,
-    /// To the second leaf: the first leaf's job has ended.
+    /// The first leaf's job has ended, by the agent's copy of its state. To the second leaf also: another job than its own has taken the work over.
     Ended,
     /// To the second leaf: the first leaf is gone, and only this leaf's job counts from now on.
     Yours,

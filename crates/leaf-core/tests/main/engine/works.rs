@@ -277,8 +277,21 @@ fn a_queued_job_asks_before_it_starts_once_it_may_have_been_taken_over() {
     let mut first = queued();
     makes_room(&mut first, 100);
     assert_eq!(phase(&first), JobPhase::Queued);
+    // That a report failed at once says little: the link may come back in a moment.
+    hears(&mut first, 101, None);
+    assert_eq!(phase(&first), JobPhase::Queued);
     hears(&mut first, 103, None);
     assert_eq!(phase(&first), JobPhase::Running);
+    // Nor does one that was sent before the job asked.
+    let mut first = queued();
+    makes_room(&mut first, 100);
+    first.at(104);
+    first.feed(Input::WorksHeard {
+        told_at: moment(99),
+        answers: None,
+    });
+    first.commit(usize::MAX);
+    assert_eq!(phase(&first), JobPhase::Queued);
     // So does one after a restart, which does not know when it was told.
     let mut first = queued();
     first.crash(Fate::Late, false);
@@ -306,6 +319,33 @@ fn a_job_that_ended_while_nobody_answered_is_told_of_until_it_is_known_whether_i
     let work = job(&first).expect("the job").work.clone().expect("its work");
     assert!(work.superseded_at.is_some());
     assert!(first.told_works.is_empty());
+}
+
+#[test]
+fn a_job_that_has_ended_is_told_of_until_the_agent_knows_that_it_has() {
+    let mut first = world("edge-1");
+    send(&mut first, build("a", Some(work()))).expect("accepted");
+    makes_room(&mut first, 50);
+    // The copy of its state still says that it runs: the leaf may be taken for gone until it says otherwise.
+    hears_of_all(&mut first, 60, WorkVerdict::Held);
+    assert_eq!(first.told_works.len(), 1);
+    hears_of_all(&mut first, 63, WorkVerdict::Ended);
+    assert!(first.told_works.is_empty());
+    first.crash(Fate::Late, false);
+    first.commit(usize::MAX);
+    hears_of_all(&mut first, 66, WorkVerdict::Ended);
+    assert!(first.told_works.is_empty());
+}
+
+#[test]
+fn another_callers_job_of_the_same_id_is_not_in_the_way_at_the_second_leaf() {
+    let mut second = world("edge-2");
+    let mallory = leaf_core::id::Caller::new("mallory").expect("a caller");
+    second.send(mallory, None, build("b", Some(work())).into());
+    second.commit(usize::MAX);
+    let accepted = send(&mut second, build("a", Some(work()))).expect("accepted");
+    assert_eq!(accepted.phase, JobPhase::Standby);
+    assert_eq!(second.told_works.len(), 2);
 }
 
 #[test]
@@ -601,6 +641,9 @@ impl Fleet {
         for told in told {
             let answer = match told.place {
                 WorkPlace::First if self.recorded => WorkVerdict::TakenOver,
+                WorkPlace::First if self.copy.as_ref().is_some_and(|first| first.phase.is_final()) => {
+                    WorkVerdict::Ended
+                }
                 WorkPlace::First => WorkVerdict::Held,
                 WorkPlace::Second if self.recorded => WorkVerdict::Yours,
                 WorkPlace::Second => match self.referee.judge(&name, told, self.copy.as_ref(), now) {
@@ -741,6 +784,10 @@ impl Fleet {
             assert!(
                 work.superseded_at.is_none() || self.recorded,
                 "it is superseded by nobody"
+            );
+            assert!(
+                !self.answered_since || work.superseded_at.is_some(),
+                "it has had an answer, and takes its outcome for the one that counts"
             );
             if self.was_queued && self.answered_since && job.started_at.is_none() {
                 assert_eq!(job.phase, JobPhase::Cancelled, "it was told");

@@ -1,6 +1,6 @@
 //! Builds with a second leaf that takes them over: docs/protocol/placement.md, part 4.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures::future::join_all;
@@ -22,6 +22,8 @@ use crate::session::Session;
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 /// How often the second leaf is asked.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// How long the second leaf may be silent when the first one's job has ended, until it is named.
+const UNDECIDED_FOR: Duration = Duration::from_secs(10);
 /// How long both leaves may be silent before the command gives up.
 const BOTH_SILENT: u32 = 60;
 
@@ -124,18 +126,36 @@ async fn decided_or_interrupted(standby: &Standby) -> Result<bool, Error> {
     }
 }
 
-/// Returns whether the second leaf has taken the build over.
+/// Returns whether the second leaf has taken the build over. One that does not answer is asked for some seconds, and then named: its job may
+/// count.
 async fn is_superseded(standby: &Standby) -> bool {
-    let report = standby
-        .leaf
-        .call_briefly(&ShowJob { id: standby.job }, ASK_WITHIN)
-        .await;
-    report.is_ok_and(|report| report.job.work.is_some_and(|work| work.taken_over_at.is_some()))
+    let until = Instant::now() + UNDECIDED_FOR;
+    loop {
+        let report = standby
+            .leaf
+            .call_briefly(&ShowJob { id: standby.job }, ASK_WITHIN)
+            .await;
+        match report {
+            Ok(report) => {
+                return report.job.work.is_some_and(|work| work.taken_over_at.is_some());
+            }
+            Err(error) if Instant::now() >= until => {
+                tell(format!(
+                    "leaf {} does not say whether it has taken the build over with job {}, which would count in the place of this one: {}",
+                    standby.leaf.name,
+                    standby.job,
+                    printable_line(&chain(&error))
+                ));
+                return false;
+            }
+            Err(_) => tokio::time::sleep(LOOK_EVERY).await,
+        }
+    }
 }
 
 /// Cancels the other job of a work, that of the second leaf before that of the first one. A leaf that does not answer is named.
 pub(super) async fn cancel_both(session: &Session, leaf: &Leaf, job: Job) -> Result<Job, Error> {
-    let Some(work) = job.work.clone().filter(|_| !job.phase.is_final()) else {
+    let Some(work) = job.work.clone() else {
         return leaf.call_slow(&CancelJob { id: job.id }).await;
     };
     let other = session.alone(work.other().clone());
