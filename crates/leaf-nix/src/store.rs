@@ -124,7 +124,8 @@ impl Nix {
         Ok(())
     }
 
-    /// Holds paths of the store by links in a directory, which become roots of the garbage collector.
+    /// Holds paths of the store by links in a directory, which become roots of the garbage collector. Derivations are left out: Nix has
+    /// no way to hold one that neither builds it nor evaluates something.
     ///
     /// # Errors
     /// [`NixError::Store`]: a path is not in the store, or a link can't be made.
@@ -138,25 +139,13 @@ impl Nix {
             .mode(0o700)
             .create(directory)
             .map_err(failed)?;
-        let (derivations, others): (Vec<&StorePath>, _) = paths.iter().partition(|path| is_derivation(path));
+        let others: Vec<&StorePath> = paths.iter().filter(|path| !is_derivation(path)).collect();
         if !others.is_empty() {
             let mut command = self.store_command("nix-store");
             command
                 .arg("--realise")
                 .args(others.iter().map(|path| path.as_str()));
             command.arg("--add-root").arg(directory.join("path"));
-            run("can't hold the paths in the store", command, SHORT).await?;
-        }
-        if !derivations.is_empty() {
-            // `nix-store --realise` would build them.
-            let imports: String = derivations
-                .iter()
-                .map(|path| format!("(import \"{path}\") "))
-                .collect();
-            let mut command = self.store_command("nix-instantiate");
-            command.args(["--option", "restrict-eval", "false", "--add-root"]);
-            command.arg(directory.join("derivation"));
-            command.args(["--expr", &format!("[ {imports}]")]);
             run("can't hold the paths in the store", command, SHORT).await?;
         }
         Ok(())

@@ -258,6 +258,8 @@ impl Nars {
         let read = output.read_exact(&mut chunk).await;
         let left = left - wanted as u64;
         if read.is_err() || left == 0 {
+            // Whatever it has yet to print, it must not wait for a reader.
+            drop(output);
             let mut said = String::new();
             if let Some(mut errors) = child.stderr.take() {
                 let _ = (&mut errors).take(2000).read_to_string(&mut said).await;

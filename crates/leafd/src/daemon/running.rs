@@ -1,5 +1,6 @@
 //! The last part of the start: the main loop, its workers and the tasks around it; and their end.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -154,6 +155,7 @@ impl Running {
             directory: settings.state_dir.join("transfers"),
             kept: settings.state_dir.join("sent"),
             store: nix_store(settings),
+            named: watch::Sender::new(BTreeSet::new()),
             max_upload_bytes: settings.nix.max_upload_bytes,
             min_free_bytes: settings.nix.min_free_bytes,
         });

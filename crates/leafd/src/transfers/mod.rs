@@ -7,12 +7,11 @@ mod host;
 mod spool;
 mod upload;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use leaf_bus::serve::{Incoming, Responder};
@@ -26,7 +25,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
-use host::kept_directory;
+use host::release;
 use spool::{Description, Spool};
 use upload::{Status, Told, Upload, answer};
 
@@ -40,14 +39,18 @@ const MOST: usize = 16;
 const REPLACED_AFTER: Duration = Duration::from_secs(30);
 /// How long an upload is kept to which nobody writes.
 const KEPT: Duration = Duration::from_secs(3600);
-/// How long paths are held after the last command that named them.
-const HELD: Duration = Duration::from_secs(24 * 3600);
-/// How many commands' paths are held.
-const MOST_HELD: usize = 256;
 /// The period in which both are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(600);
 /// The chunks of an upload that wait.
 const WAITING_CHUNKS: usize = 8;
+/// How many questions what is lacking are looked into at once: of all callers, and of one.
+const QUESTIONS: usize = 4;
+const QUESTIONS_OF_A_CALLER: usize = 2;
+/// The ended uploads of one caller, and of all, whose end is remembered.
+const ENDED_OF_A_CALLER: usize = 8;
+const ENDED: usize = 128;
+/// How long an upload takes bytes at most.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The room for headers in a message.
 const HEADER_ROOM: usize = 1024;
 
@@ -78,7 +81,12 @@ pub enum Message {
 /// The uploads of a leaf.
 pub struct Transfers {
     host: Arc<Host>,
+    /// Those that take bytes or are being added.
     all: BTreeMap<Uuid, Entry>,
+    /// How the last ones ended, oldest first.
+    ended: VecDeque<(Uuid, Caller, Status)>,
+    /// How many questions of each caller are looked into.
+    asking: BTreeMap<Caller, usize>,
     uploads: JoinSet<()>,
     questions: JoinSet<Answered>,
 }
@@ -87,10 +95,29 @@ struct Entry {
     description: Description,
     told: mpsc::Sender<Told>,
     status: watch::Receiver<Status>,
-    heard_at: Instant,
+    began_at: Instant,
+    /// How many bytes had arrived when it was looked at last, and since when no more have.
+    seen: u64,
+    moved_at: Instant,
 }
 
 impl Entry {
+    /// Returns for how long nothing has arrived; nothing if Nix is adding it.
+    fn silence(&mut self) -> Option<Duration> {
+        let status = self.status.borrow().clone();
+        let Ok(Received {
+            received,
+            state: UploadState::Receiving,
+        }) = status
+        else {
+            return None;
+        };
+        if received > self.seen {
+            (self.seen, self.moved_at) = (received, Instant::now());
+        }
+        Some(self.moved_at.elapsed())
+    }
+
     /// Returns whether it takes bytes or is being added.
     fn is_open(&self) -> bool {
         !matches!(
@@ -143,24 +170,25 @@ impl Transfers {
         let mut transfers = Self {
             host: Arc::new(host),
             all: BTreeMap::new(),
+            ended: VecDeque::new(),
+            asking: BTreeMap::new(),
             uploads: JoinSet::new(),
             questions: JoinSet::new(),
         };
         transfers.find_earlier().await?;
-        let mut named = BTreeSet::new();
         // Not at once: what open jobs name is not known yet.
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                Some(message) = messages.recv() => match message {
-                    Message::Put { caller, paths, id, responder } => transfers.ask(caller, paths, id, responder),
-                    Message::Jobs(texts) => named = texts,
+                Some(message) = messages.recv(), if transfers.questions.len() < QUESTIONS => match message {
+                    Message::Put { caller, paths, id, responder } => transfers.ask(caller, paths, id, responder).await,
+                    Message::Jobs(texts) => drop(transfers.host.named.send_replace(texts)),
                 },
                 Some(incoming) = requests.recv() => transfers.request(incoming).await,
                 Some(Ok(answered)) = transfers.questions.join_next() => transfers.reply(answered).await,
-                Some(_) = transfers.uploads.join_next() => {}
-                _ = look.tick() => transfers.give_up(&named),
+                Some(_) = transfers.uploads.join_next() => transfers.settle(),
+                _ = look.tick() => transfers.give_up(),
                 else => return std::future::pending().await,
             }
         }
@@ -213,16 +241,27 @@ impl Transfers {
             description,
             told,
             status: followed,
-            heard_at: Instant::now(),
+            began_at: Instant::now(),
+            seen: begin.received,
+            moved_at: Instant::now(),
         };
         self.all.insert(id, entry);
     }
 
     /// Finds out what the store lacks, and holds what it has.
-    fn ask(&mut self, caller: Caller, paths: Vec<SentPath>, id: CommandId, responder: Responder) {
+    async fn ask(&mut self, caller: Caller, paths: Vec<SentPath>, id: CommandId, responder: Responder) {
+        let asking = self.asking.entry(caller.clone()).or_default();
+        if *asking >= QUESTIONS_OF_A_CALLER {
+            let problem = Problem::new(
+                ProblemCode::Overloaded,
+                "the caller has two of these questions open: try again in a moment",
+            );
+            return responder.reply(Some(&id), Err(problem.about(&id))).await;
+        }
+        *asking += 1;
         let host = self.host.clone();
         self.questions.spawn(async move {
-            let lacks = lacking(&host, &paths).await;
+            let lacks = lacking(&host, &caller, &paths).await;
             Answered {
                 caller,
                 paths,
@@ -241,6 +280,12 @@ impl Transfers {
             responder,
             lacks,
         } = answered;
+        if let Some(asking) = self.asking.get_mut(&caller) {
+            *asking -= 1;
+            if *asking == 0 {
+                self.asking.remove(&caller);
+            }
+        }
         let chunk_bytes = CHUNK_BYTES.min(responder.room().saturating_sub(HEADER_ROOM));
         let reply = lacks.and_then(|lacks| self.lacking(caller, paths, &lacks, chunk_bytes));
         let reply = reply
@@ -257,7 +302,17 @@ impl Transfers {
         lacks: &BTreeSet<StorePath>,
         chunk_bytes: usize,
     ) -> Result<Lacking, Problem> {
+        self.settle();
         if lacks.is_empty() {
+            // What it was to bring has come by another way.
+            let needless = self
+                .all
+                .iter_mut()
+                .filter(|(_, entry)| entry.description.caller == caller && entry.description.asked == paths);
+            let needless = needless.filter_map(|(id, entry)| entry.silence().map(|_| *id));
+            for id in needless.collect::<Vec<_>>() {
+                self.remove(id);
+            }
             return Ok(Lacking {
                 lacks: Vec::new(),
                 upload: None,
@@ -278,7 +333,6 @@ impl Transfers {
                 (id, entry)
             }
         };
-        entry.heard_at = Instant::now();
         Ok(Lacking {
             lacks: entry
                 .description
@@ -308,31 +362,38 @@ impl Transfers {
                 format!("the upload has {total} bytes, and nix.max_upload_bytes allows {most}"),
             ));
         }
-        self.make_place(&description.caller)?;
-        let open = || self.all.values().filter(|entry| entry.is_open());
-        let of_uploads: u64 = open().map(Entry::rest).sum();
-        let of_store: u64 = open().map(|entry| entry.description.total()).sum();
+        let of_uploads: u64 = self.all.values().map(Entry::rest).sum();
+        let of_store: u64 = self.all.values().map(|entry| entry.description.total()).sum();
         self.host
             .has_room(of_uploads.saturating_add(total), of_store.saturating_add(total))?;
+        self.make_place(&description.caller)?;
         let id = Uuid::now_v7();
         let directory = self.host.directory.join(id.to_string());
-        let spool = Spool::create(&directory, &description).map_err(failed)?;
+        let spool = Spool::create(&directory, &description).map_err(|error| {
+            let _ = fs::remove_dir_all(&directory);
+            failed(error)
+        })?;
         self.start(id, description, spool);
         Ok(id)
     }
 
     /// Makes a place for an upload of this caller.
     fn make_place(&mut self, caller: &Caller) -> Result<(), Problem> {
-        let open = self.all.iter().filter(|(_, entry)| entry.is_open());
-        let own = open
-            .clone()
-            .filter(|(_, entry)| entry.description.caller == *caller);
-        let too_many = own.clone().count() >= MOST_OF_A_CALLER || open.count() >= MOST;
-        if !too_many {
+        let own = self
+            .all
+            .values()
+            .filter(|entry| entry.description.caller == *caller)
+            .count();
+        if own < MOST_OF_A_CALLER && self.all.len() < MOST {
             return Ok(());
         }
-        let silent = own.filter(|(_, entry)| entry.heard_at.elapsed() >= REPLACED_AFTER);
-        let oldest = silent.min_by_key(|(_, entry)| entry.heard_at).map(|(id, _)| *id);
+        let own = self
+            .all
+            .iter_mut()
+            .filter(|(_, entry)| entry.description.caller == *caller);
+        let silent = own.filter_map(|(id, entry)| Some((entry.silence()?, *id)));
+        let silent = silent.filter(|(silence, _)| *silence >= REPLACED_AFTER);
+        let oldest = silent.max().map(|(_, id)| id);
         match oldest {
             Some(id) => {
                 self.remove(id);
@@ -345,6 +406,17 @@ impl Transfers {
                      again later"
                 ),
             )),
+        }
+    }
+
+    /// Remembers how uploads have ended, and forgets what they were.
+    fn settle(&mut self) {
+        let ended = self.all.iter().filter(|(_, entry)| !entry.is_open());
+        for id in ended.map(|(id, _)| *id).collect::<Vec<_>>() {
+            if let Some(entry) = self.all.remove(&id) {
+                let status = entry.status.borrow().clone();
+                remember(&mut self.ended, (id, entry.description.caller, status));
+            }
         }
     }
 
@@ -369,8 +441,18 @@ impl Transfers {
             responder,
             ..
         } = incoming;
+        let id = transfer
+            .as_ref()
+            .and_then(|headers| headers.upload.parse::<Uuid>().ok());
+        let ended = self
+            .ended
+            .iter()
+            .find(|(ended, of, _)| Some(*ended) == id && *of == caller);
+        if let Some((_, _, status)) = ended {
+            return answer(responder, status).await;
+        }
         let entry = transfer.as_ref().and_then(|headers| {
-            let entry = self.all.get_mut(&headers.upload.parse::<Uuid>().ok()?)?;
+            let entry = self.all.get_mut(&id?)?;
             (entry.description.caller == caller).then_some((entry, headers))
         });
         let Some((entry, headers)) = entry else {
@@ -390,7 +472,6 @@ impl Transfers {
             }
             _ => None,
         };
-        entry.heard_at = Instant::now();
         // Nothing but the state is asked for, or it is behind and takes no more.
         let status = entry.status.borrow().clone();
         if write.is_none()
@@ -411,21 +492,38 @@ impl Transfers {
         }
     }
 
-    /// Removes uploads to which nobody writes, and links that no open job needs.
-    fn give_up(&mut self, named: &BTreeSet<String>) {
-        let silent = self
-            .all
-            .iter()
-            .filter(|(_, entry)| entry.heard_at.elapsed() >= KEPT);
-        let silent: Vec<Uuid> = silent.map(|(id, _)| *id).collect();
-        for id in silent {
+    /// Removes uploads that get no further, and links that no open job needs.
+    fn give_up(&mut self) {
+        let silent = self.all.iter_mut().filter_map(|(id, entry)| {
+            let silence = entry.silence()?;
+            (silence >= KEPT || entry.began_at.elapsed() >= LIFE).then_some(*id)
+        });
+        for id in silent.collect::<Vec<_>>() {
             self.remove(id);
         }
-        for directory in released(kept(&self.host.kept, named), SystemTime::now()) {
-            if let Err(error) = fs::remove_dir_all(&directory) {
-                tracing::warn!(%error, directory = %directory.display(), "can't give up paths that callers sent");
+        let host = self.host.clone();
+        // A scan of directories.
+        drop(tokio::task::spawn_blocking(move || {
+            let named = host.named.borrow().clone();
+            for of_caller in fs::read_dir(&host.kept).into_iter().flatten().flatten() {
+                release(&of_caller.path(), &named, usize::MAX);
             }
-        }
+        }));
+    }
+}
+
+/// Remembers how an upload ended; the oldest of too many is forgotten.
+fn remember(ended: &mut VecDeque<(Uuid, Caller, Status)>, end: (Uuid, Caller, Status)) {
+    let caller = end.1.clone();
+    ended.push_back(end);
+    let own = |(_, of, _): &(Uuid, Caller, Status)| *of == caller;
+    if ended.iter().filter(|end| own(end)).count() > ENDED_OF_A_CALLER
+        && let Some(oldest) = ended.iter().position(own)
+    {
+        ended.remove(oldest);
+    }
+    if ended.len() > ENDED {
+        ended.pop_front();
     }
 }
 
@@ -435,7 +533,7 @@ fn no_upload() -> Problem {
 }
 
 /// Returns what the store lacks, and holds what it has.
-async fn lacking(host: &Host, paths: &[SentPath]) -> Result<BTreeSet<StorePath>, Problem> {
+async fn lacking(host: &Host, caller: &Caller, paths: &[SentPath]) -> Result<BTreeSet<StorePath>, Problem> {
     let failed = |error: leaf_nix::NixError| Problem::new(ProblemCode::Failed, chain(&error));
     let mut lacks = host
         .nix
@@ -452,11 +550,7 @@ async fn lacking(host: &Host, paths: &[SentPath]) -> Result<BTreeSet<StorePath>,
         if there.is_empty() {
             return Ok(lacks);
         }
-        match host
-            .nix
-            .hold(&kept_directory(&host.kept, paths), &tops(&there))
-            .await
-        {
+        match host.hold(caller, paths, &tops(&there)).await {
             Ok(()) => return Ok(lacks),
             Err(error) => tracing::info!(error = chain(&error), "a path can't be held"),
         }
@@ -472,79 +566,30 @@ async fn lacking(host: &Host, paths: &[SentPath]) -> Result<BTreeSet<StorePath>,
     ))
 }
 
-/// Links that hold what callers sent.
-#[derive(Debug)]
-struct Kept {
-    directory: PathBuf,
-    /// When they were last made.
-    used: SystemTime,
-    /// Whether an open job names one of the paths.
-    is_needed: bool,
-}
-
-fn kept(directory: &Path, named: &BTreeSet<String>) -> Vec<Kept> {
-    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
-    let kept = entries.filter_map(|entry| {
-        let directory = entry.path();
-        let links = fs::read_dir(&directory).into_iter().flatten().flatten();
-        let is_needed = links
-            .filter_map(|link| fs::read_link(link.path()).ok())
-            .any(|path| named.iter().any(|text| text.contains(&*path.to_string_lossy())));
-        Some(Kept {
-            used: entry.metadata().ok()?.modified().ok()?,
-            directory,
-            is_needed,
-        })
-    });
-    kept.collect()
-}
-
-/// Returns the directories of what is held no longer.
-fn released(mut kept: Vec<Kept>, now: SystemTime) -> Vec<PathBuf> {
-    kept.retain(|kept| !kept.is_needed);
-    kept.sort_by_key(|kept| std::cmp::Reverse(kept.used));
-    let is_old = |kept: &Kept| now.duration_since(kept.used).is_ok_and(|age| age > HELD);
-    let released = kept.into_iter().enumerate();
-    let released = released.filter(|(place, kept)| *place >= MOST_HELD || is_old(kept));
-    released.map(|(_, kept)| kept.directory).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn paths_are_held_for_a_day_and_as_long_as_an_open_job_names_them() {
-        let now = SystemTime::now();
-        let kept = |name: &str, hours: u64, is_needed| Kept {
-            directory: name.into(),
-            used: now - Duration::from_secs(hours * 3600),
-            is_needed,
-        };
-        let all = vec![
-            kept("new", 1, false),
-            kept("old", 25, false),
-            kept("needed", 25, true),
-            kept("of tomorrow", 0, false),
-        ];
-        assert_eq!(released(all, now), [PathBuf::from("old")]);
-        let many = (0..300).map(|number| kept(&number.to_string(), number / 100, false));
-        let released = released(many.collect(), now);
-        assert_eq!(released.len(), 300 - MOST_HELD);
-        assert!(
-            released.iter().all(|path| path.as_os_str().len() == 3),
-            "{released:?}"
-        );
-    }
-
-    #[test]
-    fn a_link_is_needed_if_a_job_names_its_path() {
-        let place = tempfile::tempdir().expect("a directory");
-        let path = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-source";
-        fs::create_dir(place.path().join("x")).expect("a directory");
-        std::os::unix::fs::symlink(path, place.path().join("x/path")).expect("a link");
-        let named = [format!("path:{path}?narHash=x#hello")].into();
-        assert!(kept(place.path(), &named)[0].is_needed);
-        assert!(!kept(place.path(), &BTreeSet::new())[0].is_needed);
+    fn of_ended_uploads_the_last_ones_of_each_caller_are_remembered() {
+        let caller = |name: &str| Caller::new(name).expect("a caller");
+        let mut ended = VecDeque::new();
+        let first = Uuid::from_u128(1);
+        remember(&mut ended, (first, caller("other"), Err(no_upload())));
+        for number in 2..100 {
+            remember(
+                &mut ended,
+                (Uuid::from_u128(number), caller("a"), Err(no_upload())),
+            );
+        }
+        assert_eq!(ended.len(), 1 + ENDED_OF_A_CALLER);
+        assert_eq!((ended[0].0, ended[8].0), (first, Uuid::from_u128(99)));
+        for number in 0..1000_u128 {
+            remember(
+                &mut ended,
+                (Uuid::nil(), caller(&format!("c{number}")), Err(no_upload())),
+            );
+        }
+        assert_eq!(ended.len(), ENDED);
     }
 }

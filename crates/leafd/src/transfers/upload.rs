@@ -11,7 +11,7 @@ use leaf_core::problem::{Problem, ProblemCode};
 use leaf_core::transfer::{Received, UploadState, tops};
 use tokio::sync::{mpsc, watch};
 
-use super::host::{Host, kept_directory};
+use super::host::Host;
 use super::spool::{Description, Spool, SpoolError};
 
 /// The bytes after which the disks are looked at again.
@@ -54,6 +54,7 @@ impl Upload {
                     Ok(()) => self.tell(UploadState::Added),
                     Err(problem) => self.fail(problem),
                 }
+                return self.answer_all().await;
             }
             let Some(told) = self.told.recv().await else {
                 return;
@@ -72,7 +73,21 @@ impl Upload {
                     }
                     let status = self.status.borrow().clone();
                     answer(responder, &status).await;
+                    if status.is_err() {
+                        return self.answer_all().await;
+                    }
                 }
+            }
+        }
+    }
+
+    /// Answers those that still wait: it has ended.
+    async fn answer_all(mut self) {
+        self.told.close();
+        let status = self.status.borrow().clone();
+        while let Some(told) = self.told.recv().await {
+            if let Told::Ask(_, responder) = told {
+                answer(responder, &status).await;
             }
         }
     }
@@ -109,7 +124,10 @@ impl Upload {
     /// Has Nix add the paths, and holds them.
     async fn add(&self, spool: Option<Spool>) -> Result<(), Problem> {
         let Some(mut spool) = spool else { return Ok(()) };
-        spool.finish().map_err(|error| failed(&error.to_string()))?;
+        spool.finish().map_err(|error| match is_full(&error) {
+            true => Problem::new(ProblemCode::DiskFull, format!("can't finish the upload: {error}")),
+            false => failed(&error.to_string()),
+        })?;
         let lacks = &self.description.lacks;
         let added = self.host.nix.add_from(&self.directory, lacks).await;
         added.map_err(|error| {
@@ -125,8 +143,7 @@ impl Upload {
         let asked = &self.description.asked;
         let held = self
             .host
-            .nix
-            .hold(&kept_directory(&self.host.kept, asked), &tops(asked))
+            .hold(&self.description.caller, asked, &tops(asked))
             .await;
         held.map_err(|error| failed(&chain(&error)))
     }

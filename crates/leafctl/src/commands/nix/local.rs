@@ -54,7 +54,7 @@ impl Local {
         let mut all = Vec::new();
         for text in texts {
             let (reference, fragment) = split(&text);
-            if !is_local(reference) {
+            if !is_local(reference) || is_of_store(&text) {
                 all.extend(installables(None, None, vec![text])?);
                 continue;
             }
@@ -81,9 +81,14 @@ impl Local {
     }
 }
 
-/// Returns a reference, and the fragment with its `#`.
+/// Returns a reference, and what is behind it from `#` or `^` on.
 fn split(text: &str) -> (&str, &str) {
-    text.split_at(text.find('#').unwrap_or(text.len()))
+    text.split_at(text.find(['#', '^']).unwrap_or(text.len()))
+}
+
+/// Returns whether it is a store path or a derivation, with or without outputs: what the leaf looks for in its own store.
+fn is_of_store(text: &str) -> bool {
+    StorePath::new(split(text).0).is_ok() && !text.contains('#')
 }
 
 /// Returns whether a flake reference is one of this machine.
@@ -349,5 +354,9 @@ mod tests {
         }
         assert_eq!(split(".?dir=a#b^out"), (".?dir=a", "#b^out"));
         assert_eq!(split("."), (".", ""));
+        assert_eq!(split(".^dev"), (".", "^dev"));
+        let path = "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a";
+        assert!(is_of_store(path) && is_of_store(&format!("{path}.drv^*")));
+        assert!(!is_of_store(&format!("{path}#a")) && !is_of_store("/srv/x"));
     }
 }

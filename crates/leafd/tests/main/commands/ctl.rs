@@ -122,6 +122,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a tree is sent with submodules and directories as its reference says, and not where an input leads out of it", &[Need::Nix], sending::references),
         host.trial("transfers: an upload goes on where the client vanished and leafd was killed, and files that change meanwhile change nothing", &[Need::Nix], sending::interrupted),
         host.trial("transfers: a large source is sent in bounded memory", &[Need::Nix], sending::bounded),
+        host.trial("transfers: of many questions of one caller at once few are looked into, and where uploads are off nothing is sent", &[Need::Nix], sending::many),
         host.trial("transfers: offsets, hashes, names and uploads that lie put nothing into the store", &[Need::Nix], sending::lies),
         host.trial("transfers: a disk that fills ends the upload and leaves nothing of it", &[Need::Root, Need::Nix], sending::full_disk),
         host.trial("leafctl: garbage is collected by age, space and dry run, and never what a job holds", &[Need::Root, Need::Nix], collects),

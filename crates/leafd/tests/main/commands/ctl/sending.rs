@@ -594,6 +594,34 @@ pub(super) async fn lies() -> anyhow::Result<()> {
     Ok(())
 }
 
+pub(super) async fn many() -> anyhow::Result<()> {
+    let mut site = Site::with(Setup::new().set("nix.max_upload_bytes", 0)).await?;
+    let sender = Sender {
+        client: site.leaf.client().await?,
+        leaf: site.leaf.name.clone(),
+    };
+    let sent = added(&site, "any", b"anything")?;
+    // Nothing may be sent where the setting is 0.
+    let paths = std::slice::from_ref(&sent);
+    refused(
+        sender.put(paths).await,
+        ProblemCode::TooLarge,
+        "nix.max_upload_bytes",
+    )?;
+    // Of many questions of a caller at once two are looked into, and the others are told so.
+    let answers = futures::future::join_all((0..40).map(|_| sender.put(paths))).await;
+    let of = |code: ProblemCode| {
+        let is = |answer: &&Result<Lacking, CallError>| matches!(answer, Err(CallError::Problem(problem)) if problem.code == code);
+        answers.iter().filter(is).count()
+    };
+    let (looked_into, refused) = (of(ProblemCode::TooLarge), of(ProblemCode::Overloaded));
+    ensure!(
+        looked_into + refused == 40 && looked_into > 0 && refused > 0,
+        "{looked_into} and {refused}: {answers:?}"
+    );
+    Ok(())
+}
+
 pub(super) async fn full_disk() -> anyhow::Result<()> {
     let state = tempfile::tempdir()?;
     let transfers = state.path().join("state/transfers");
