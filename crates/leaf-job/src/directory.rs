@@ -16,6 +16,7 @@ const OUTCOME_RESERVE_BYTES: u64 = 64 * 1024;
 
 pub(crate) const ORDER: &str = "order.json";
 pub(crate) const PROGRESS: &str = "progress.json";
+pub(crate) const ACTIVITIES: &str = "activities.json";
 pub(crate) const OUTCOME: &str = "outcome.json";
 pub(crate) const RUNNER_ERRORS: &str = "runner.err";
 const OUTCOME_DRAFT: &str = "outcome.draft";
@@ -125,6 +126,11 @@ impl JobDirectory {
     /// Replaces a file atomically: a reader sees the old or the new content.
     pub(crate) fn write_json(&self, name: &str, value: &impl Serialize) -> io::Result<()> {
         self.replace(name, &serde_json::to_vec(value).map_err(io::Error::other)?)
+    }
+
+    /// Removes a file that says what the job is doing; what can't be removed stays.
+    pub(crate) fn remove_activities(&self) {
+        let _ = fs::remove_file(self.path.join(ACTIVITIES));
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> io::Result<()> {

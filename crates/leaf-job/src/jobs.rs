@@ -14,7 +14,7 @@ use leaf_core::command::LogChunk;
 use leaf_core::error::chain;
 use leaf_core::host_op::HostOp;
 use leaf_core::id::JobId;
-use leaf_core::job::{JobOutcome, Progress};
+use leaf_core::job::{Activities, JobOutcome, Progress};
 use leaf_host::cgroup::{self, Cgroup};
 use leaf_host::process::ProcessHandle;
 use rustix::process::Signal;
@@ -23,7 +23,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 use crate::JobError;
-use crate::directory::{JobDirectory, ORDER, OUTCOME, PROGRESS, RUNNER_ERRORS};
+use crate::directory::{ACTIVITIES, JobDirectory, ORDER, OUTCOME, PROGRESS, RUNNER_ERRORS};
 use crate::launch::Launch;
 use crate::log;
 use crate::order::{Order, OrderFile};
@@ -379,6 +379,13 @@ impl Jobs {
             chunk.text.push_str(&missing);
         }
         Ok(chunk)
+    }
+
+    /// Returns what a running job is doing; `None` if its runner has not said so, or what it said can't be read.
+    #[must_use]
+    pub fn activities(&self, id: JobId) -> Option<Activities> {
+        let activities = self.directory(id).read_json::<Activities>(ACTIVITIES);
+        activities.ok().flatten().map(Activities::bounded)
     }
 
     /// Cancels a job: SIGTERM to its program and, after the grace time, SIGKILL to the remaining processes. Returns

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use leaf_core::error::chain;
 use leaf_core::job::process::{End, Finished, Program, Step};
-use leaf_core::job::{Failure, JobOutcome, Progress};
+use leaf_core::job::{Activities, Failure, JobOutcome, Progress};
 use leaf_host::cgroup::Cgroup;
 use leaf_host::signals;
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use tokio::signal::unix::{Signal as SignalStream, SignalKind};
 use tokio::time::{Instant, sleep_until};
 
 use crate::descendants::{enter_cgroup, kill_descendants};
-use crate::directory::{JobDirectory, PROGRESS, UPDATE_INTERVAL};
+use crate::directory::{ACTIVITIES, JobDirectory, PROGRESS, UPDATE_INTERVAL};
 use crate::lines::Lines;
 use crate::log::LogWriter;
 use crate::order::Order;
@@ -32,6 +32,9 @@ const PIPE_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a program may take to end after a SIGTERM until it gets the next: a program may miss one,
 /// as Nix seems to if it is just beginning to wait for its builders.
 const ASK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The shortest time between two files that say what the job is doing.
+const ACTIVITIES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The end of a program.
 enum ProgramEnd {
@@ -51,6 +54,10 @@ pub(crate) struct Supervisor<'a, S> {
     deadline: Instant,
     next_flush: Instant,
     progress: Progress,
+    activities: Activities,
+    /// When what the job is doing may be written again, and whether it may have changed since.
+    next_activities: Instant,
+    stale: bool,
     in_cgroup: bool,
     unflushed: bool,
 }
@@ -62,6 +69,9 @@ impl<'a, S> Supervisor<'a, S> {
             deadline: Instant::now() + order.timeout(),
             next_flush: Instant::now() + UPDATE_INTERVAL,
             progress: Progress::default(),
+            activities: Activities::default(),
+            next_activities: Instant::now(),
+            stale: false,
             in_cgroup: false,
             unflushed: false,
             directory,
@@ -90,6 +100,7 @@ impl<'a, S> Supervisor<'a, S> {
                 () = ignored => unreachable!("this loop has no end"),
             }
         };
+        self.directory.remove_activities();
         Ok((outcome, self.log.finish()))
     }
 
@@ -197,6 +208,7 @@ impl<'a, S> Supervisor<'a, S> {
                         let (work, log) = (&mut self.work, &mut self.log);
                         lines.feed(&stderr_buffer[..n], |line| read_line(work, log, line));
                         self.unflushed = true;
+                        self.stale = true;
                     }
                 },
                 read = stdout.read(&mut stdout_buffer), if stdout_open => match read? {
@@ -235,6 +247,7 @@ impl<'a, S> Supervisor<'a, S> {
                     }
                 }
                 () = sleep_until(self.next_flush), if self.unflushed => self.flush(),
+                () = sleep_until(self.next_activities), if self.stale => self.write_activities(),
             }
         }
         let (work, log) = (&mut self.work, &mut self.log);
@@ -256,6 +269,16 @@ impl<'a, S> Supervisor<'a, S> {
                 self.log
                     .line(&format!("[the job has no cgroup of its own: {error}]"));
             }
+        }
+    }
+
+    /// Writes what the job is doing for those who look, if that has changed: at most once a second.
+    fn write_activities(&mut self) {
+        self.next_activities = Instant::now() + ACTIVITIES_INTERVAL;
+        self.stale = false;
+        let activities = (self.work.activities)(&self.work.state);
+        if activities != self.activities && self.directory.write_json(ACTIVITIES, &activities).is_ok() {
+            self.activities = activities;
         }
     }
 

@@ -1,7 +1,7 @@
 //! The work of a process job, as values: leaf-job runs programs without knowing their task.
 
 use leaf_core::job::process::{End, Finished, Step};
-use leaf_core::job::{Failure, Progress};
+use leaf_core::job::{Activities, Failure, Progress};
 
 /// A task in the form in which the runner carries it out. The functions are provided by the crate of the task, which
 /// keeps its data in `state`.
@@ -16,6 +16,8 @@ pub struct Work<S> {
     pub read_line: fn(&mut S, &[u8]) -> Option<String>,
     /// Returns the progress of the job.
     pub progress: fn(&S) -> Progress,
+    /// Returns what the job is doing.
+    pub activities: fn(&S) -> Activities,
     /// Returns the error of the program that failed last, as far as it printed one, in at most 4 KiB.
     pub error: fn(&S) -> Option<String>,
     /// Returns the step after a program that failed by itself; `None` if the job has failed with it.

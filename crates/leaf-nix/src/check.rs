@@ -13,7 +13,7 @@ use leaf_core::id::StorePath;
 use leaf_core::job::check::{CheckResult, MOST_DIFFERENCES};
 use leaf_core::job::explanation::{Explanation, FailureKind};
 use leaf_core::job::process::{End, Finished, Program, Step};
-use leaf_core::job::{BuiltDerivation, Failure, JobResult, Progress};
+use leaf_core::job::{Activities, BuiltDerivation, Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::build::read_build;
@@ -273,6 +273,12 @@ impl Check {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.tracker.progress()
+    }
+
+    /// Returns what Nix is doing.
+    #[must_use]
+    pub fn activities(&self) -> Activities {
+        self.tracker.activities()
     }
 
     /// Returns Nix's error, as far as it printed one, in at most 4 KiB.

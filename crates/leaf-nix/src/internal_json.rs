@@ -2,6 +2,7 @@
 //! log, and errors. It supports Nix 2.8 and later; unknown keys, types and actions are ignored, and any other line is
 //! part of the log unchanged (`logging.hh` and `logging.cc` of Nix).
 
+mod activities;
 mod cause;
 mod causes;
 mod cut_off;
@@ -10,12 +11,14 @@ mod errors;
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use jiff::Timestamp;
 use leaf_core::id::StorePath;
 use leaf_core::job::explanation::{FailureKind, Place};
 use leaf_core::job::process::End;
 use leaf_core::job::{BuiltDerivation, Explanation, Origin, Progress};
 use serde::Deserialize;
 
+use activities::{EndedBuild, inputs_of};
 use causes::Causes;
 use errors::Errors;
 pub(crate) use errors::cut;
@@ -30,6 +33,7 @@ const ACT_SUBSTITUTE: u64 = 108;
 const ACT_BUILD_WAITING: u64 = 111;
 const ACT_FETCH_TREE: u64 = 112;
 const RES_BUILD_LOG_LINE: u64 = 101;
+const RES_SET_PHASE: u64 = 104;
 const RES_PROGRESS: u64 = 105;
 const RES_SET_EXPECTED: u64 = 106;
 const RES_POST_BUILD_LOG_LINE: u64 = 107;
@@ -47,6 +51,8 @@ struct Line<'a> {
     action: Cow<'a, str>,
     #[serde(default)]
     id: u64,
+    #[serde(default)]
+    parent: u64,
     level: Option<i64>,
     #[serde(rename = "type")]
     kind: Option<u64>,
@@ -87,6 +93,16 @@ struct Activity {
     kind: u64,
     /// The store path or URL that it is about, if any.
     path: String,
+    /// The machine of a build, or the store that a path comes from.
+    place: String,
+    /// The activity that it is a part of.
+    parent: u64,
+    /// The phase of a build.
+    phase: String,
+    /// The derivations that the derivation of a build needs.
+    inputs: Vec<String>,
+    /// When it began.
+    since: Timestamp,
     counts: Counts,
     expected_by_kind: BTreeMap<u64, u64>,
     tail: VecDeque<String>,
@@ -121,6 +137,11 @@ pub(crate) struct Tracker {
     evaluating: bool,
     /// The last log lines of builds that ended, by derivation.
     ended_tails: VecDeque<(String, VecDeque<String>)>,
+    /// The builds that ended last, and the number of those before.
+    ended_builds: VecDeque<EndedBuild>,
+    forgotten_builds: u64,
+    /// The builds that an error named.
+    failed: BTreeSet<String>,
     errors: Errors,
     causes: Causes,
     /// The last lines that are no errors: traces, warnings, and lines of another format.
@@ -184,12 +205,24 @@ impl Tracker {
         {
             self.resolved.insert(from.to_owned(), to.to_owned());
         }
+        let place = match kind {
+            ACT_BUILD | ACT_COPY_PATH | ACT_SUBSTITUTE => text(&line.fields, 1).unwrap_or_default(),
+            _ => "",
+        };
+        let inputs = match kind {
+            ACT_BUILD => inputs_of(&path),
+            _ => Vec::new(),
+        };
         self.kinds.entry(kind).or_default().live.insert(line.id);
         self.activities.insert(
             line.id,
             Activity {
                 kind,
                 path,
+                place: place.to_owned(),
+                parent: line.parent,
+                inputs,
+                since: Timestamp::now(),
                 ..Activity::default()
             },
         );
@@ -209,6 +242,9 @@ impl Tracker {
             let of = self.kinds.entry(*of).or_default();
             of.announced = of.announced.saturating_sub(*count);
         }
+        if activity.kind == ACT_BUILD {
+            self.remember_build(&activity);
+        }
         if !activity.tail.is_empty() {
             if self.ended_tails.len() == ENDED_TAILS {
                 self.ended_tails.pop_front();
@@ -227,6 +263,10 @@ impl Tracker {
                 };
                 push_tail(&mut activity.tail, &said);
                 Some(format!("{}> {said}", name_of(&activity.path)))
+            }
+            RES_SET_PHASE => {
+                activity?.phase = plain(text(&line.fields, 0)?);
+                None
             }
             RES_PROGRESS => {
                 activity?.counts = Counts {
@@ -269,6 +309,7 @@ impl Tracker {
                     line: row,
                     column: line.column.unwrap_or_default(),
                 });
+                self.note_failed(&error);
                 self.add_cause(&error, place);
                 if let (Some(file), Some(row)) = (&line.file, line.line) {
                     error.push_str(&format!(" (at {file}:{row}:{})", line.column.unwrap_or_default()));

@@ -127,6 +127,57 @@ impl JobBar {
     }
 }
 
+/// Lines on standard error that are drawn again in place; nothing without a terminal.
+pub(crate) struct Picture {
+    bar: ProgressBar,
+}
+
+impl Picture {
+    /// Returns a picture; it shows nothing if not `wanted`.
+    pub(crate) fn new(wanted: bool) -> Self {
+        let is_shown = wanted && std::io::stderr().is_terminal();
+        let target = if is_shown {
+            ProgressDrawTarget::stderr_with_hz(10)
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(None, target);
+        let style =
+            ProgressStyle::with_template("{msg}").expect("the template is of the form that indicatif reads");
+        bar.set_style(style);
+        Self { bar }
+    }
+
+    /// Returns whether it shows something.
+    pub(crate) fn is_shown(&self) -> bool {
+        !self.bar.is_hidden()
+    }
+
+    /// Returns the columns and rows that it may have.
+    pub(crate) fn size() -> (usize, usize) {
+        let size = rustix::termios::tcgetwinsize(std::io::stderr());
+        match size {
+            Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
+            _ => (80, 24),
+        }
+    }
+
+    /// Shows these lines in the place of those before. Nothing in them commands the terminal, or is wider than it.
+    pub(crate) fn show(&self, lines: &[String]) {
+        let lines: Vec<String> = lines
+            .iter()
+            .map(|line| Text::line(line).as_str().to_owned())
+            .collect();
+        self.bar.set_message(lines.join("\n"));
+        self.bar.tick();
+    }
+
+    /// Removes it.
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
 /// The lines of a log whose pages may end within a line.
 #[derive(Default)]
 struct Lines {

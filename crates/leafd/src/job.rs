@@ -17,7 +17,8 @@ use leaf_core::error::chain;
 use leaf_core::id::{JobId, LeafName, StorePath};
 use leaf_core::job::process::Program;
 use leaf_core::job::{
-    BuildResult, BuildTask, Explanation, Failure, FailureKind, Installable, Job, JobOutcome, JobResult, Task,
+    Activities, BuildResult, BuildTask, Explanation, Failure, FailureKind, Installable, Job, JobOutcome,
+    JobResult, Task,
 };
 use leaf_job::program::{self, ProgramOrder};
 use leaf_job::runner::ProcessJob;
@@ -246,6 +247,7 @@ fn build(job: ProcessJob) -> io::Result<()> {
         next: Build::next,
         read_line: Build::read_line,
         progress: Build::progress,
+        activities: Build::activities,
         error: Build::error,
         after_failure: Build::after_failure,
         failure: Build::failure,
@@ -260,6 +262,7 @@ fn eval(job: ProcessJob) -> io::Result<()> {
         next: Eval::next,
         read_line: Eval::read_line,
         progress: Eval::progress,
+        activities: Eval::activities,
         error: Eval::error,
         after_failure: |_, _| None,
         failure: Eval::failure,
@@ -274,6 +277,7 @@ fn print_env(job: ProcessJob) -> io::Result<()> {
         next: PrintEnv::next,
         read_line: PrintEnv::read_line,
         progress: PrintEnv::progress,
+        activities: PrintEnv::activities,
         error: PrintEnv::error,
         after_failure: |_, _| None,
         failure: PrintEnv::failure,
@@ -290,6 +294,7 @@ fn check(job: ProcessJob) -> io::Result<()> {
         next: Check::next,
         read_line: Check::read_line,
         progress: Check::progress,
+        activities: Check::activities,
         error: Check::error,
         after_failure: Check::after_failure,
         failure: Check::failure,
@@ -304,6 +309,7 @@ fn collect(job: ProcessJob) -> io::Result<()> {
         next: Gc::next,
         read_line: Gc::read_line,
         progress: Gc::progress,
+        activities: |_| Activities::default(),
         error: Gc::error,
         after_failure: |_, _| None,
         failure: Gc::failure,
@@ -318,6 +324,7 @@ fn diff(job: ProcessJob) -> io::Result<()> {
         next: Diff::next,
         read_line: Diff::read_line,
         progress: Diff::progress,
+        activities: |_| Activities::default(),
         error: Diff::error,
         after_failure: |_, _| None,
         failure: Diff::failure,

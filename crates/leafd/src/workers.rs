@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use leaf_bus::connect::Bus;
 use leaf_bus::serve::Responder;
 use leaf_container::{Foreign, ObserveError, ObserveErrorKind};
-use leaf_core::command::{ContainerList, LogChunk};
+use leaf_core::command::{ContainerList, JobActivities, LogChunk};
 use leaf_core::container::Container;
 use leaf_core::decide::{ChangeStep, InUse, Question, SecretChange};
 use leaf_core::engine::{Capabilities, Input};
@@ -245,6 +245,14 @@ impl Workers {
                         }),
                         Err(error) => Err(failed("can't read the log", &error)),
                     })
+                });
+            }
+            Question::JobActivities { job, now, running } => {
+                let host = self.equipment.jobs.clone();
+                self.reply_with(responder, id, move || {
+                    let host = host.map_err(|why| Problem::new(ProblemCode::Unsupported, why))?;
+                    let activities = running.then(|| host.jobs.activities(job)).flatten();
+                    Ok(to_json(&JobActivities { now, activities }))
                 });
             }
             Question::ContainerLog(query) => self.reply_with(responder, id, move || {

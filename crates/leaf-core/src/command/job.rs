@@ -1,11 +1,12 @@
 //! Commands about jobs.
 
+use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::declare::commands;
 use crate::id::JobId;
-use crate::job::{Job, Progress};
+use crate::job::{Activities, Job, Progress};
 
 commands! {
     "job";
@@ -24,6 +25,15 @@ commands! {
         /// The job's id.
         id: JobId,
     } -> JobReport
+
+    /// Shows what a running job of Nix is doing: its builds and transfers.
+    Activities: ShowActivities = "activities" {
+        kind: Query, about: Job(id), needs: Nothing, disk: Untouched, power: Reads,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The job's id.
+        id: JobId,
+    } -> JobActivities
 
     /// Reads a page of a job's log, also while it runs.
     Log: ReadJobLog = "log" {
@@ -83,6 +93,16 @@ pub struct LogChunk {
 pub struct JobList {
     /// The remembered jobs, newest first, without the references of their results.
     pub jobs: Vec<Job>,
+}
+
+/// What a running job is doing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct JobActivities {
+    /// The leaf's time, by which the times in it can be read.
+    pub now: Timestamp,
+    /// What it is doing; absent if it has not begun, has ended, or runs no Nix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub activities: Option<Activities>,
 }
 
 /// A job and its progress.

@@ -26,6 +26,14 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             find_job(state, c.id)?;
             Ok(only(Reply::JobReport(c.id)))
         }
+        Command::Activities(c) => {
+            let job = find_job(state, c.id)?;
+            Ok(only(Reply::FromHost(Question::JobActivities {
+                job: c.id,
+                now: context.now,
+                running: job.phase == JobPhase::Running,
+            })))
+        }
         Command::Log(c) => {
             let job = find_job(state, c.id)?;
             Ok(only(Reply::FromHost(Question::JobLog {

@@ -154,6 +154,15 @@ pub enum Question {
         /// Whether the job has ended.
         ended: bool,
     },
+    /// What a job is doing.
+    JobActivities {
+        /// The job.
+        job: JobId,
+        /// The time.
+        now: Timestamp,
+        /// Whether it runs.
+        running: bool,
+    },
     /// A page of a container's log.
     ContainerLog(LogQuery),
     /// A container's resource usage.

@@ -7,6 +7,7 @@
 //! Each task has a module with its arguments and its result, such as [`build`], a variant of [`Task`] and one of
 //! [`JobResult`].
 
+pub mod activities;
 pub mod build;
 pub mod check;
 pub mod develop;
@@ -34,6 +35,7 @@ use crate::placement::work::JobWork;
 use crate::provenance::envelope::Envelope;
 use crate::session::SessionTask;
 
+pub use activities::Activities;
 pub use build::{BuildResult, BuildTask, BuiltDerivation, LockedSource, Origin};
 pub use check::{CheckResult, CheckTask};
 pub use develop::{DevelopTask, Shell};

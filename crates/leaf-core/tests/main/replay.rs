@@ -176,7 +176,7 @@ proptest! {
                 }
                 Reply::When(Target::Job(id))
                 | Reply::JobReport(id)
-                | Reply::FromHost(Question::JobLog { job: id, .. }) => {
+                | Reply::FromHost(Question::JobLog { job: id, .. } | Question::JobActivities { job: id, .. }) => {
                     prop_assert!(state.jobs.contains_key(&id));
                 }
                 Reply::FromHost(Question::ContainerLog(query)) => {

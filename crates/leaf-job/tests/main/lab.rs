@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use leaf_core::id::{JobId, StorePath};
 use leaf_core::job::process::{Finished, Program, Step};
-use leaf_core::job::{BuildResult, JobOutcome, JobResult, Progress};
+use leaf_core::job::{Activities, BuildResult, JobOutcome, JobResult, Progress};
 use leaf_job::{JobUpdate, Jobs, Launch, RunningJob, Settings, Work};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -135,6 +135,7 @@ pub(crate) fn run_job(directory: &Path) -> ExitCode {
             next: Talk::next,
             read_line: Talk::read_line,
             progress: Talk::progress,
+            activities: |_| Activities::default(),
             error: Talk::error,
             after_failure: |_, _| None,
             failure: |_, error, _| error.into(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use leaf_core::id::StorePath;
 use leaf_core::job::process::{End, Finished, Program, Step};
-use leaf_core::job::{BuildResult, BuiltDerivation, Failure, JobResult, LockedSource, Progress};
+use leaf_core::job::{Activities, BuildResult, BuiltDerivation, Failure, JobResult, LockedSource, Progress};
 use serde::{Deserialize, Serialize};
 
 use crate::command_line::program;
@@ -247,6 +247,12 @@ impl Build {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.tracker.progress()
+    }
+
+    /// Returns what Nix is doing.
+    #[must_use]
+    pub fn activities(&self) -> Activities {
+        self.tracker.activities()
     }
 
     /// Returns Nix's error, as far as it printed one, in at most 4 KiB.

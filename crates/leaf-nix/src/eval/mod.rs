@@ -10,7 +10,7 @@ use std::time::Duration;
 use leaf_core::job::eval::{EvalResult, MAX_VALUE_BYTES};
 use leaf_core::job::explanation::{Explanation, FailureKind};
 use leaf_core::job::process::{End, Finished, Limits, Step};
-use leaf_core::job::{Failure, JobResult, Progress};
+use leaf_core::job::{Activities, Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -161,6 +161,12 @@ impl Eval {
     #[must_use]
     pub fn progress(&self) -> Progress {
         self.tracker.progress()
+    }
+
+    /// Returns what Nix is doing.
+    #[must_use]
+    pub fn activities(&self) -> Activities {
+        self.tracker.activities()
     }
 
     /// Returns Nix's error, as far as it printed one, in at most 4 KiB.

@@ -115,7 +115,8 @@ pub(super) fn seconds(limit: Option<std::time::Duration>) -> Result<Option<u32>,
         .transpose()
 }
 
-fn text(job: &Job) -> View {
+/// Returns the result of a build, for a person.
+pub(super) fn text(job: &Job) -> View {
     let Some(JobResult::Build(result)) = &job.result else {
         return format!("job {} {}", job.id, name_of(&job.phase)).into();
     };

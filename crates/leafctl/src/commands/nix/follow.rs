@@ -42,7 +42,15 @@ pub(crate) async fn follow(leaf: &Leaf, id: JobId, output: Output) -> Result<Job
         job = until_its_end => job,
     };
     bar.finish();
-    let job = job?;
+    outcome(job?)
+}
+
+/// Returns a job that has succeeded, or why another one has not.
+///
+/// # Errors
+/// [`Error::Job`].
+pub(super) fn outcome(job: Job) -> Result<Job, Error> {
+    let id = job.id;
     match job.phase {
         JobPhase::Succeeded => Ok(job),
         phase => Err(Error::Job {

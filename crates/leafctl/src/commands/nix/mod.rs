@@ -1,5 +1,6 @@
 //! The commands about Nix and its jobs.
 
+mod attach;
 pub(super) mod build;
 mod cancel;
 mod check;
@@ -17,6 +18,7 @@ mod out_link;
 mod place;
 mod print_env;
 pub(super) mod run;
+mod tree;
 mod verify;
 mod why;
 mod work;
@@ -32,6 +34,7 @@ commands! {
     Develop(develop::Develop),
     Gc(gc::Gc),
     Jobs(jobs::Jobs),
+    Attach(attach::Attach),
     Log(log::Log),
     Why(why::Why),
     Work(work::ShowWork),

@@ -45,6 +45,8 @@ mod sessions;
 mod signing;
 #[path = "ctl/takeover.rs"]
 mod takeover;
+#[path = "ctl/watching.rs"]
+mod watching;
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -129,6 +131,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),
         host.trial("leafctl: a change whose reply was lost is repeated under its id, and has one effect", &[Need::Nix], repeated),
+        host.trial("leafctl: nix attach shows the builds of a job as a tree from any terminal, leaves it alone at Ctrl-C, and ends with its outcome", &[Need::Nix], watching::from_anywhere),
         host.trial("leafctl: the log of a queued job is followed to its end", &[Need::Nix], follows),
         host.trial("leafctl: a program is run with packages under a user of its own, and its output, exit code and time are in the record", &[Need::Root, Need::Nix], running::recorded),
         host.trial("leafctl: a program that hangs, forks without end or leaves something behind is bounded and leaves nothing", &[Need::Root, Need::Nix], running::bounded),

@@ -115,7 +115,7 @@ pub(super) async fn pipes() -> anyhow::Result<()> {
 #[derive(Debug)]
 pub(super) struct Screen {
     master: File,
-    child: Child,
+    pub(super) child: Child,
     /// What was printed since it was last looked for.
     printed: String,
     arriving: tokio::sync::mpsc::Receiver<Vec<u8>>,
@@ -123,6 +123,10 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn open(runner: &Runner, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::open_with(&runner.leaf, size, arguments)
+    }
+
+    pub(super) fn open_with(leaf: &TestLeaf, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         grantpt(&master)?;
@@ -130,7 +134,7 @@ impl Screen {
         let slave = ioctl_tiocgptpeer(&master, flags)?;
         let mut command = command(arguments);
         command
-            .env("LEAFCTL_CONTEXT", runner.leaf.context_file())
+            .env("LEAFCTL_CONTEXT", leaf.context_file())
             .env("TERM", "xterm-256color")
             .stdin(Stdio::from(slave.try_clone()?))
             .stdout(Stdio::from(slave.try_clone()?))
