@@ -51,7 +51,7 @@ fn word(text: &str) -> String {
         "SEQ" => "1".to_owned(),
         "TIME" => "1h".to_owned(),
         "SHELL" => "bash".to_owned(),
-        "JOB" | "ID" => "01a1fa19-3499-7075-b997-19a0d15c7240".to_owned(),
+        "JOB" | "ID" | "WORK" => "01a1fa19-3499-7075-b997-19a0d15c7240".to_owned(),
         "PATH" => "/nix/store/krvm1bsdn8riwzm1qlm6imcgkw1a7if3-leaf-minimal".to_owned(),
         value if value.starts_with(|letter: char| letter.is_ascii_uppercase()) => value.to_lowercase(),
         given => given.replace("$PWD", "/srv"),
@@ -75,9 +75,13 @@ pub(crate) async fn exist() -> anyhow::Result<()> {
             "the commands of {document} were not recognised: {commands:?}"
         );
         for command in commands {
-            // The help is printed after the words before it were parsed.
+            // The help is printed after the words before it were parsed; behind `--` it would be a program's.
+            let own = command
+                .iter()
+                .position(|word| word == "--")
+                .unwrap_or(command.len());
             let output = Command::new(program(&command[0]))
-                .args(&command[1..])
+                .args(&command[1..own])
                 .arg("--help")
                 .output()
                 .await
