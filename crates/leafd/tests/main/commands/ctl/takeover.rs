@@ -340,6 +340,22 @@ pub(super) async fn rolled_back() -> anyhow::Result<()> {
     let leaf = &mut site.leaves[work.second.leaf].0;
     leaf.stop().await?;
     leaf.run_program(Path::new(&old));
+    // A system of before has settings of its own, without what its leafd does not know.
+    let settings = std::fs::read_to_string(leaf.settings_file())?;
+    let mut kept = true;
+    let older: String = settings
+        .lines()
+        .filter(|line| {
+            if line.starts_with('[') {
+                kept = !["[nats.embedded.hub", "[nix.room"]
+                    .iter()
+                    .any(|newer| line.starts_with(newer));
+            }
+            kept
+        })
+        .map(|line| format!("{line}\n"))
+        .collect();
+    std::fs::write(leaf.settings_file(), older)?;
     leaf.start_again().await?;
     let key = format!("job.{}", work.second.job);
     let shown = super::document(leaf, &["leaf", "show"]).await?;
@@ -348,6 +364,7 @@ pub(super) async fn rolled_back() -> anyhow::Result<()> {
     let list = super::document(leaf, &["nix", "jobs"]).await?;
     ensure!(list["jobs"].as_array().is_some_and(Vec::is_empty), "{list}");
     leaf.stop().await?;
+    std::fs::write(leaf.settings_file(), settings)?;
     leaf.run_own_program();
     leaf.start_again().await?;
     let second = site.is(&work.second, "standby").await?;
