@@ -61,6 +61,7 @@
     timeoutSeconds = 7200;
     evalMemoryMib = 4096;
     minFreeBytes = 268435456;
+    maxUploadBytes = 4294967296;
     policy = {
       unlockedReferences = true;
       impure = false;

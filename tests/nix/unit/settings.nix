@@ -73,6 +73,7 @@ in
       eval_memory_mib = 4096
       max_jobs = 2
       max_queued_jobs = 100
+      max_upload_bytes = 4294967296
       min_free_bytes = 268435456
       program = "/nix/store/00000000000000000000000000000000-nix/bin/nix"
       timeout_seconds = 7200
