@@ -243,10 +243,12 @@ nft 'add rule inet guard output {rule}'"
             .run("journalctl --no-pager --boot --output cat --lines 3 --unit leaf-change-witness")?;
         Ok(log.stdout.contains("refused"))
     })?;
-    // The connection from before the firewall is there.
-    let shown = document(&moves.at_hub(0, "leaf show")?)?;
-    ensure!(shown["change"]["id"] == change["id"], "{shown}");
-    ensure!(shown["hub"]["connected"] == true, "{shown}");
+    // The connection from before the firewall is there; the leaf knows it once the agent, which has just begun, has answered a claim.
+    moves.0.until("the leaf is heard over its connection", |_| {
+        let shown = document(&moves.at_hub(0, "leaf show")?)?;
+        ensure!(shown["change"]["id"] == change["id"], "{shown}");
+        Ok(shown["hub"]["connected"] == true)
+    })?;
     ensure!(moves.left()? > 0.0, "all this was in its time");
     moves.until_back(&change, deadline, "in time")?;
     moves.until_at(1)?;
