@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use leaf_core::job::process::Program;
 
@@ -30,4 +30,12 @@ pub(crate) fn program<A: Into<OsString>>(
             .map(OsString::from)
             .chain(arguments.into_iter().map(Into::into)),
     )
+}
+
+/// Returns where a path of the store is on this host, also for a store that the options put into a directory of its own.
+pub(crate) fn real(options: &BTreeMap<String, String>, path: &str) -> PathBuf {
+    match options.get("store") {
+        Some(root) if root.starts_with('/') => Path::new(root).join(path.trim_start_matches('/')),
+        _ => PathBuf::from(path),
+    }
 }

@@ -13,6 +13,7 @@ use leaf_core::job::process::{End, Finished, Limits, Program, Step};
 use leaf_core::job::{Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
+use crate::command_line::real;
 use crate::internal_json::cut;
 use crate::plain_log::{PlainLog, absent, failure};
 
@@ -177,12 +178,8 @@ impl Gc {
         free_bytes(&self.real(STORE)).unwrap_or_default()
     }
 
-    /// Returns where a path is that the store names, for a store in a directory of its own as well.
     fn real(&self, path: &str) -> PathBuf {
-        match self.order.options.get("store") {
-            Some(root) if root.starts_with('/') => Path::new(root).join(path.trim_start_matches('/')),
-            _ => PathBuf::from(path),
-        }
+        real(&self.order.options, path)
     }
 
     /// Handles a line of the program, and returns its text for the log.

@@ -47,7 +47,7 @@ pub enum Asked {
     ReadCopy(ReadCopy),
     /// The signature of a witness.
     Witness(WitnessRequest),
-    /// What the agent says of its works.
+    /// The agent's answers about the works of a report.
     Work(Box<WorkReport>),
 }
 

@@ -95,12 +95,12 @@ pub struct JobList {
     pub jobs: Vec<Job>,
 }
 
-/// What a running job is doing.
+/// The activities of a running job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct JobActivities {
     /// The leaf's time, by which the times in it can be read.
     pub now: Timestamp,
-    /// What it is doing; absent if it has not begun, has ended, or runs no Nix.
+    /// The builds and transfers of the job; absent if it has not begun, has ended, or runs no Nix.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub activities: Option<Activities>,
 }

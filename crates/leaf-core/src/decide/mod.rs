@@ -154,7 +154,7 @@ pub enum Question {
         /// Whether the job has ended.
         ended: bool,
     },
-    /// What a job is doing.
+    /// The activities of a running job.
     JobActivities {
         /// The job.
         job: JobId,
@@ -175,7 +175,7 @@ pub enum Question {
     Recipient,
     /// The host's NixOS systems.
     Generations,
-    /// What the leaf lacks of the store paths that this caller means to send, which are checked.
+    /// The store paths that the leaf lacks, of those that this caller means to send. They have been checked.
     Lacking(Caller, Vec<SentPath>),
 }
 

@@ -33,7 +33,7 @@ const UNKNOWN_FOR: Duration = Duration::from_secs(60);
 /// How long it waits for the job of the first leaf to start, beside the time limit of the job.
 const STANDBY_FOR: SignedDuration = SignedDuration::from_hours(24);
 
-/// What is remembered of works, beside the state.
+/// The works of this leaf in memory, beside the state: leases, questions and answers.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Works {
     /// Since when the agent does not know the first leaf's job, of standbys.
@@ -46,7 +46,7 @@ pub(super) struct Works {
     asked: BTreeMap<JobId, Moment>,
     /// The jobs of the first place of which the agent does not know yet that they have ended, or that were taken over.
     unsettled: BTreeSet<JobId>,
-    /// What the shell tells.
+    /// The works of the report that the shell sends to the agent.
     told: Vec<WorkTold>,
 }
 

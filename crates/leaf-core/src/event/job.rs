@@ -34,7 +34,7 @@ facts! {
         owner: Caller,
         /// The job's task.
         task: Task,
-        /// What it takes of the leaf once it runs, and its place in the queue.
+        /// The demand of the job once it runs: features of the leaf, and its priority in the queue.
         #[serde(default, skip_serializing_if = "Demand::is_usual")]
         demand: Demand,
         /// The work whose second attempt it may become.

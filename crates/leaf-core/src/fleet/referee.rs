@@ -26,7 +26,7 @@ const ATTENTION: Duration = Duration::from_secs(3);
 /// The time after which what is not asked for any more is forgotten.
 const FORGET: Duration = Duration::from_secs(3600);
 
-/// What the agent's copy of the first leaf's state has of a work.
+/// The first leaf's job of a work, as the agent's copy of that leaf's state has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FirstJob {
     /// The second leaf, as the first one's command named it.
@@ -51,7 +51,7 @@ impl FirstJob {
     }
 }
 
-/// What the agent says to the second leaf of a work.
+/// The agent's ruling for the second leaf of a work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ruling {
     /// The first leaf has it, or may have it.

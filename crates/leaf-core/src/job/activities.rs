@@ -1,4 +1,4 @@
-//! What a running job is doing: a bounded snapshot, for people who look.
+//! The activities of a running job: a bounded snapshot of its builds and transfers.
 
 use jiff::Timestamp;
 use schemars::JsonSchema;

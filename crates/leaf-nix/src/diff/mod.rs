@@ -9,7 +9,7 @@ mod unit;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use leaf_core::id::StorePath;
 use leaf_core::job::diff::DiffResult;
@@ -17,6 +17,7 @@ use leaf_core::job::process::{End, Finished, Limits, Program, Step};
 use leaf_core::job::{Failure, JobResult, Progress};
 use serde::{Deserialize, Serialize};
 
+use crate::command_line::real;
 use crate::plain_log::{PlainLog, absent, failure};
 use packages::Closure;
 
@@ -105,14 +106,8 @@ impl Diff {
         Step::Run(program)
     }
 
-    /// Returns where a store path is, for a store in a directory of its own as well.
     fn real(&self, path: &StorePath) -> PathBuf {
-        match self.order.options.get("store") {
-            Some(root) if root.starts_with('/') => {
-                Path::new(root).join(path.as_str().trim_start_matches('/'))
-            }
-            _ => PathBuf::from(path.as_str()),
-        }
+        real(&self.order.options, path.as_str())
     }
 
     /// Handles a line of Nix, and returns its text for the log.

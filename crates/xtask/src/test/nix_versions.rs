@@ -16,7 +16,6 @@ use crate::command::{find, output, run, target};
 pub(super) const SUITES: [&str; 2] = ["trixie", "sid"];
 /// The keys that Debian's suites are signed with, as the package `debian-archive-keyring` has them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
-const MIRROR: &str = "http://deb.debian.org/debian";
 
 /// A version of Nix.
 pub(super) struct NixVersion {
@@ -66,9 +65,10 @@ fn fetch(suite: &str, directory: &Path) -> Result<()> {
         std::fs::create_dir_all(directory.join(part))?;
     }
     std::fs::write(directory.join("status"), "")?;
+    let mirror = mirror()?;
     std::fs::write(
         directory.join("sources.list"),
-        format!("deb [signed-by={KEYRING}] {MIRROR} {suite} main\n"),
+        format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"),
     )?;
     let options = [
         format!("Dir::Etc::sourcelist={}", at("sources.list")),
@@ -102,6 +102,17 @@ fn fetch(suite: &str, directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the address of the mirror of Debian that this host uses.
+fn mirror() -> Result<String> {
+    let format = "$(REPO_URI) $(ORIGIN) $(LABEL)";
+    let said =
+        output(Command::new("apt-get").args(["indextargets", "--format", format, "Created-By: Packages"]))?;
+    said.lines()
+        .find_map(|line| line.strip_suffix(" Debian Debian"))
+        .map(str::to_owned)
+        .context("this host's apt names no mirror of Debian, or has not been updated yet (`apt-get update`)")
 }
 
 /// Writes a script for each of Nix's programs, which are all one.

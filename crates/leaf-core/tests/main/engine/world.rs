@@ -94,7 +94,7 @@ pub(super) struct World {
     name: LeafName,
     /// Whether time passes only as the test says.
     clock_stands: bool,
-    /// What the shell tells the hub agent of.
+    /// The works of the last report to the hub agent.
     pub(super) told_works: Vec<WorkTold>,
     capabilities: Capabilities,
     rules: CommandRules,

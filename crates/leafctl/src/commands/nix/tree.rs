@@ -1,4 +1,4 @@
-//! What a running job is doing, as lines for a person: a tree of builds, and the transfers.
+//! The activities of a running job as lines for a person: a tree of builds, and the transfers.
 
 use std::collections::BTreeSet;
 
