@@ -29,6 +29,7 @@ pub mod lease;
 mod level;
 mod link;
 mod options;
+mod overlap;
 mod pages;
 pub mod parts;
 pub mod publisher;

@@ -170,21 +170,6 @@ impl Link {
             })
     }
 
-    /// Subscribes as a member of a group, of which one member gets each message.
-    pub(crate) async fn subscribe_in_group(
-        &self,
-        subject: String,
-        group: &str,
-    ) -> Result<async_nats::Subscriber, StreamError> {
-        self.client
-            .queue_subscribe(subject.clone(), group.to_owned())
-            .await
-            .map_err(|e| StreamError::Server {
-                code: 0,
-                description: format!("can't subscribe to {subject} in the group {group}: {e}"),
-            })
-    }
-
     /// Waits until the server has processed everything that was sent. The client's own flush only empties its buffer,
     /// so this sends a request that every user may send; any reply will do.
     pub(crate) async fn flush(&self, limit: Duration) -> Result<(), StreamError> {

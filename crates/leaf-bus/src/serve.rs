@@ -26,6 +26,7 @@ use crate::connect::{Bus, ConnectError, ConnectSettings};
 use crate::hub_link::HubLink;
 use crate::level::Mode;
 use crate::link::Link;
+use crate::overlap::{Connection, Overlap};
 use crate::parts::{self, PARTS_HEADER, REPLY_BYTES_HEADER};
 use crate::service::{ERROR_CODE_HEADER, ERROR_HEADER, SERVICE_NAME, Stats};
 use crate::stream_error::{RequestError, StreamError, publish_error};
@@ -34,8 +35,6 @@ pub use crate::service::ServiceInfo;
 
 /// How long a draining server waits for messages that are still in flight.
 const DRAIN: Duration = Duration::from_secs(2);
-/// The queue group of the connections that take a leaf's commands: where there are two, one of them gets each command.
-const GROUP: &str = "leafd";
 /// How long a new connection waits for the server to know its subscription.
 const KNOWN_WITHIN: Duration = Duration::from_secs(5);
 /// The room for the kind of a signature before its bytes.
@@ -124,6 +123,10 @@ pub struct Server {
     sources: Vec<Source>,
     /// The source of the last command.
     last_source: usize,
+    /// The number of the next source.
+    next_source: Connection,
+    /// What arrives over a fresh connection and the former one.
+    overlap: Overlap,
     discovery: SelectAll<Subscriber>,
     stats: Arc<Stats>,
     drained_by: Option<tokio::time::Instant>,
@@ -132,34 +135,32 @@ pub struct Server {
 /// A connection on which commands arrive, and on which they are answered.
 #[derive(Debug)]
 struct Source {
+    number: Connection,
     link: Arc<Link>,
     commands: Subscriber,
     /// Whether they come from a hub: then their reply subjects are the hub's server's.
     from_hub: bool,
-    /// The [generation](Link::generation) of the connection in which it takes no further commands.
-    drained_in: Option<u64>,
     ended: bool,
 }
 
 impl Source {
-    async fn open(link: Arc<Link>, leaf: &LeafName, from_hub: bool) -> Result<Self, StreamError> {
-        let commands = subject::commands_of(leaf);
+    async fn open(
+        number: Connection,
+        link: Arc<Link>,
+        leaf: &LeafName,
+        from_hub: bool,
+    ) -> Result<Self, StreamError> {
         Ok(Self {
-            commands: if from_hub {
-                link.subscribe(commands).await?
-            } else {
-                link.subscribe_in_group(commands, GROUP).await?
-            },
+            number,
+            commands: link.subscribe(subject::commands_of(leaf)).await?,
             link,
             from_hub,
-            drained_in: None,
             ended: false,
         })
     }
 
     /// Takes no further commands; those that have arrived or are in flight are still returned.
     async fn drain(&mut self) {
-        self.drained_in = Some(self.link.generation());
         let told = if self.link.is_connected() {
             tokio::time::timeout(DRAIN, self.commands.drain()).await
         } else {
@@ -168,15 +169,6 @@ impl Source {
         if !matches!(told, Ok(Ok(()))) {
             tracing::warn!("a subscription to commands could not be ended in order");
         }
-    }
-
-    /// Returns whether the server may still have a subscription that was drained and has ended here: the connection broke before it
-    /// heard of that, and async-nats subscribed again before it forgot the subscription. What the server sends there is lost.
-    fn is_left_behind(&self) -> bool {
-        self.ended
-            && self
-                .drained_in
-                .is_some_and(|generation| generation != self.link.generation())
     }
 }
 
@@ -229,7 +221,7 @@ impl Server {
     /// [`StreamError`] if the connection was closed.
     pub async fn start(bus: &Bus, info: ServiceInfo) -> Result<Self, StreamError> {
         let link = Arc::new(bus.link.clone());
-        let commands = Source::open(link.clone(), &info.leaf, false).await?;
+        let commands = Source::open(0, link.clone(), &info.leaf, false).await?;
         let mut discovery = SelectAll::new();
         for name in subject::discovery(SERVICE_NAME, info.id) {
             discovery.push(link.subscribe(name).await?);
@@ -245,6 +237,8 @@ impl Server {
             leaf,
             sources: vec![commands],
             last_source: 0,
+            next_source: 1,
+            overlap: Overlap::default(),
             discovery,
             stats: Arc::new(Stats::new(info)),
             drained_by: None,
@@ -257,18 +251,19 @@ impl Server {
     /// [`StreamError`] if the connection was closed.
     pub async fn take_from_hub(&mut self, hub: &HubLink) -> Result<(), StreamError> {
         let link = Arc::new(hub.link().clone());
-        self.sources.push(Source::open(link, &self.leaf, true).await?);
+        let source = Source::open(self.number(), link, &self.leaf, true).await?;
+        self.sources.push(source);
         Ok(())
     }
 
-    /// Takes the commands of the leaf's own callers over a fresh connection from now on. Each command arrives over one of the two,
-    /// also while both are there; those that have arrived over the former one, or are in flight there, are returned and answered
-    /// over it.
+    /// Takes the commands of the leaf's own callers over a fresh connection from now on. While both are there,
+    /// each command arrives over both and is returned once; those that have arrived over the former one alone, or are in flight
+    /// there, are returned and answered over it.
     ///
     /// # Errors
     /// [`StreamError`], if the fresh connection can't be used: then the former one stays.
     pub async fn take_over(&mut self, fresh: FreshConnection) -> Result<(), StreamError> {
-        let source = Source::open(Arc::new(fresh.0), &self.leaf, false).await?;
+        let source = Source::open(self.number(), Arc::new(fresh.0), &self.leaf, false).await?;
         source.link.flush(KNOWN_WITHIN).await?;
         for former in self.sources.iter_mut().filter(|source| !source.from_hub) {
             former.drain().await;
@@ -277,18 +272,28 @@ impl Server {
         Ok(())
     }
 
+    const fn number(&mut self) -> Connection {
+        let number = self.next_source;
+        self.next_source += 1;
+        number
+    }
+
     /// Forgets sources that have ended, but the last one.
-    async fn forget_ended(&mut self) {
-        for source in self.sources.iter().filter(|source| source.is_left_behind()) {
-            // It comes back without the subscription.
-            if let Err(error) = source.link.client().force_reconnect().await {
-                tracing::warn!(%error, "can't make a connection anew that has a subscription too many");
-            }
-        }
+    fn forget_ended(&mut self) {
         if self.sources.iter().any(|source| !source.ended) {
             self.sources.retain(|source| !source.ended);
             self.last_source = 0;
         }
+    }
+
+    /// Returns whether a message of a source has not arrived over another one.
+    fn is_first(&mut self, source: usize, message: &Message) -> bool {
+        let Source { number, from_hub, .. } = self.sources[source];
+        let of_callers = self.sources.iter().filter(|source| !source.from_hub).count();
+        from_hub
+            || self
+                .overlap
+                .is_first(number, message, of_callers < 2, tokio::time::Instant::now())
     }
 
     /// Returns the next valid command, or `None` when the server is drained or the connection closed. Answers discovery
@@ -301,7 +306,7 @@ impl Server {
         }
         loop {
             if self.sources.iter().any(|source| source.ended) {
-                self.forget_ended().await;
+                self.forget_ended();
             }
             let (deadline, sources, last) = (self.drained_by, &mut self.sources, self.last_source);
             let woken = tokio::select! {
@@ -313,7 +318,9 @@ impl Server {
             match woken {
                 Woken::Command(Some((source, message))) => {
                     self.last_source = source;
-                    if let Some(incoming) = self.check(&self.sources[source], message).await {
+                    if self.is_first(source, &message)
+                        && let Some(incoming) = self.check(&self.sources[source], message).await
+                    {
                         return Some(incoming);
                     }
                 }
