@@ -26,11 +26,16 @@ pub(super) fn timed(command: &mut Command) -> Result<f64> {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null());
+        .stderr(Stdio::piped());
     let shown = line(command);
     let began = Instant::now();
-    let status = command.status().with_context(|| format!("can't run {shown}"))?;
+    let output = command.output().with_context(|| format!("can't run {shown}"))?;
     let seconds = began.elapsed().as_secs_f64();
-    ensure!(status.success(), "{shown} ended with {status}");
+    ensure!(
+        output.status.success(),
+        "{shown} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
     Ok(seconds)
 }
