@@ -5,6 +5,8 @@ mod advice;
 mod attach;
 mod command_line;
 mod commands;
+#[cfg(test)]
+mod documents;
 mod error;
 mod fleet;
 mod fleet_keys;

@@ -1,5 +1,5 @@
-//! The guide of `docs/fleet.md`: each command in it, and in `docs/keys.md`, `docs/deploy.md` and the README, exists with its flags, and what its blocks make is valid. The
-//! blocks are carried out as a whole on test hosts (`testhost::Fleet::connect`).
+//! The guide of `docs/fleet.md`: each command in it, and in `docs/keys.md`, `docs/deploy.md` and the README, exists with its flags, and what its blocks make is valid. leafctl's own tests
+//! read its command lines in all documents to the last word. The blocks are carried out as a whole on test hosts (`testhost::Fleet::connect`).
 
 use std::path::{Path, PathBuf};
 
