@@ -3,6 +3,7 @@
 //! [`Transfers`] has the list of uploads and their bounds. Each [upload](upload::Upload) is a task with its own [files](spool::Spool),
 //! so that a slow one holds up no other.
 
+mod asking;
 mod host;
 mod spool;
 mod upload;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
+use asking::{Asked, Asking};
 use host::release;
 use spool::{Description, Spool};
 use upload::{Status, Told, Upload, answer};
@@ -86,7 +88,7 @@ pub struct Transfers {
     /// How the last ones ended, oldest first.
     ended: VecDeque<(Uuid, Caller, Status)>,
     /// How many questions of each caller are looked into.
-    asking: BTreeMap<Caller, usize>,
+    asking: Asking,
     uploads: JoinSet<()>,
     questions: JoinSet<Answered>,
 }
@@ -145,6 +147,7 @@ impl Entry {
 /// What the store lacks of what a caller means to send.
 struct Answered {
     caller: Caller,
+    asked: Asked,
     paths: Vec<SentPath>,
     id: CommandId,
     responder: Responder,
@@ -171,7 +174,7 @@ impl Transfers {
             host: Arc::new(host),
             all: BTreeMap::new(),
             ended: VecDeque::new(),
-            asking: BTreeMap::new(),
+            asking: Asking::default(),
             uploads: JoinSet::new(),
             questions: JoinSet::new(),
         };
@@ -186,7 +189,10 @@ impl Transfers {
                     Message::Jobs(texts) => drop(transfers.host.named.send_replace(texts)),
                 },
                 Some(incoming) = requests.recv() => transfers.request(incoming).await,
-                Some(Ok(answered)) = transfers.questions.join_next() => transfers.reply(answered).await,
+                Some(ended) = transfers.questions.join_next() => match ended {
+                    Ok(answered) => transfers.reply(answered).await,
+                    Err(error) => tracing::error!(%error, "the search for what a caller lacks ended early: the caller gets no reply"),
+                },
                 Some(_) = transfers.uploads.join_next() => transfers.settle(),
                 _ = look.tick() => transfers.give_up(),
                 else => return std::future::pending().await,
@@ -250,20 +256,19 @@ impl Transfers {
 
     /// Finds out what the store lacks, and holds what it has.
     async fn ask(&mut self, caller: Caller, paths: Vec<SentPath>, id: CommandId, responder: Responder) {
-        let asking = self.asking.entry(caller.clone()).or_default();
-        if *asking >= QUESTIONS_OF_A_CALLER {
+        let Some(asked) = self.asking.begin(&caller, QUESTIONS_OF_A_CALLER) else {
             let problem = Problem::new(
                 ProblemCode::Overloaded,
                 "the caller has two of these questions open: try again in a moment",
             );
             return responder.reply(Some(&id), Err(problem.about(&id))).await;
-        }
-        *asking += 1;
+        };
         let host = self.host.clone();
         self.questions.spawn(async move {
             let lacks = lacking(&host, &caller, &paths).await;
             Answered {
                 caller,
+                asked,
                 paths,
                 id,
                 responder,
@@ -275,17 +280,13 @@ impl Transfers {
     async fn reply(&mut self, answered: Answered) {
         let Answered {
             caller,
+            asked,
             paths,
             id,
             responder,
             lacks,
         } = answered;
-        if let Some(asking) = self.asking.get_mut(&caller) {
-            *asking -= 1;
-            if *asking == 0 {
-                self.asking.remove(&caller);
-            }
-        }
+        drop(asked);
         let chunk_bytes = CHUNK_BYTES.min(responder.room().saturating_sub(HEADER_ROOM));
         let reply = lacks.and_then(|lacks| self.lacking(caller, paths, &lacks, chunk_bytes));
         let reply = reply
