@@ -15,6 +15,8 @@ mod escapes;
 mod fleet;
 #[path = "ctl/hub.rs"]
 mod hub;
+#[path = "ctl/hub_sessions.rs"]
+mod hub_sessions;
 #[path = "ctl/key_faults.rs"]
 mod key_faults;
 #[path = "ctl/key_files_nixos.rs"]
@@ -123,6 +125,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: a working tree of this machine is built on a leaf, with what Nix takes of it, and sent once", &[Need::Nix], sending::trees),
         host.trial("leafctl: a tree is sent with submodules and directories as its reference says, and not where an input leads out of it", &[Need::Nix], sending::references),
         host.trial("transfers: an upload goes on where the client vanished and leafd was killed, and files that change meanwhile change nothing", &[Need::Nix], sending::interrupted),
+        host.trial("transfers: a tree is sent through a hub whose link is cut, and with the signature that the leaf wants", &[Need::Nix, Need::HubAgent], sending::through_a_hub),
         host.trial("transfers: a large source is sent in bounded memory", &[Need::Nix], sending::bounded),
         host.trial("transfers: of many questions of one caller at once few are looked into, and where uploads are off nothing is sent", &[Need::Nix], sending::many),
         host.trial("transfers: offsets, hashes, names and uploads that lie put nothing into the store", &[Need::Nix], sending::lies),
@@ -144,6 +147,8 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("sessions: a restart of leafd leaves the program and what it prints alone, and its client comes back by itself", &[Need::Root, Need::Nix], sessions::restarts),
         host.trial("sessions: a hundred megabytes that nobody reads yet are bounded in memory, and all there when they are read", &[Need::Root, Need::Nix], sessions::floods),
         host.trial("sessions: wrong signatures, numbers that were taken and other callers are not answered and change nothing", &[Need::Root, Need::Nix], sessions::forged),
+        host.trial("sessions: through a hub whose link is cut, what goes in and comes out arrives once and in order", &[Need::Root, Need::Nix, Need::HubAgent], hub_sessions::pipes),
+        host.trial("sessions: a shell of nix develop behind a hub is left, come back to, and outlasts a cut link", &[Need::Root, Need::Nix, Need::HubAgent], hub_sessions::terminal),
         host.trial("sessions: a client that vanishes leaves nothing", &[Need::Root, Need::Nix], sessions::vanishes),
         host.trial("leafctl: events are listed from a sequence number, by type, and followed; a closed pipe is not an error", &[], events),
         host.trial("leafctl: hardware watch says that it waits, and exits with 130 at Ctrl-C", &[], watches),

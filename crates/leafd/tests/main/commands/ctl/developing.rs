@@ -7,14 +7,17 @@ use super::sessions::{Screen, last_job};
 use super::*;
 
 /// A leaf, and a file with derivations that have an environment or none.
-struct Workshop {
-    runner: Runner,
-    file: String,
+pub(super) struct Workshop {
+    pub(super) runner: Runner,
+    pub(super) file: String,
 }
 
 impl Workshop {
     async fn open() -> anyhow::Result<Self> {
-        let runner = Runner::start().await?;
+        Self::of(Runner::start().await?)
+    }
+
+    pub(super) fn of(runner: Runner) -> anyhow::Result<Self> {
         let directory = &runner.leaf.state_dir;
         let file = directory.join("shells.nix");
         let bash = |more: &str| {
@@ -44,7 +47,7 @@ impl Workshop {
         })
     }
 
-    fn arguments(&self, key: &str, more: &[&str]) -> Vec<String> {
+    pub(super) fn arguments(&self, key: &str, more: &[&str]) -> Vec<String> {
         let begin = ["nix", "develop", "--sign-with", key, "--file", &self.file];
         let all = begin.iter().chain(more);
         all.map(|text| (*text).to_owned()).collect()
@@ -55,7 +58,7 @@ impl Workshop {
         let arguments = self.arguments(&self.runner.key(), more);
         let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let mut child = command(&words)
-            .env("LEAFCTL_CONTEXT", self.runner.leaf.context_file())
+            .env("LEAFCTL_CONTEXT", &self.runner.context)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -10,11 +10,14 @@ use uuid::Uuid;
 
 use super::signing::{Person, requiring};
 use super::*;
+use crate::support::{HubSite, Wire};
 
 /// A person who may run programs, and a leaf.
 pub(super) struct Runner {
     pub(super) person: Person,
     pub(super) leaf: TestLeaf,
+    /// The context with which the person connects.
+    pub(super) context: PathBuf,
     key: String,
     /// A file with the package `tool`, whose program is `tool`.
     packages: String,
@@ -28,6 +31,22 @@ impl Runner {
             .set("trust.callers.admin", vec!["runs-code"])
             .start()
             .await?;
+        let context = leaf.context_file();
+        Self::of(person, leaf, context)
+    }
+
+    /// The same, for a person of a hub, `ann`, and a leaf behind it.
+    pub(super) async fn at_a_hub(hub: &HubSite, wire: &Wire) -> anyhow::Result<Self> {
+        let person = Person::with_keys(&["ann"]).await?;
+        let allowed = person.allow_as("ann", "allowed", &["ann"])?;
+        let leaf = requiring(hub.setup(wire), &allowed, &[])
+            .set("trust.callers.ann", vec!["runs-code"])
+            .start()
+            .await?;
+        Self::of(person, leaf, hub.context()?)
+    }
+
+    fn of(person: Person, leaf: TestLeaf, context: PathBuf) -> anyhow::Result<Self> {
         let packages = leaf.state_dir.join("packages.nix");
         std::fs::write(
             &packages,
@@ -44,6 +63,7 @@ impl Runner {
             packages: packages.display().to_string(),
             person,
             leaf,
+            context,
         })
     }
 

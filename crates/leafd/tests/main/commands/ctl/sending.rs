@@ -15,13 +15,17 @@ use leaf_core::transfer::{Lacking, Received, SentPath, UploadState};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
+use super::signing::{Person, requiring};
 use super::*;
+use crate::support::HubSite;
 
 const WITHIN: Duration = Duration::from_secs(20);
 
 /// A leaf with a store of its own, and a directory of the caller's.
 struct Site {
     leaf: TestLeaf,
+    /// The context with which the person connects.
+    context: PathBuf,
     place: tempfile::TempDir,
 }
 
@@ -35,7 +39,8 @@ impl Site {
         let store = place.path().join("store").display().to_string();
         let leaf = setup.set("nix.options.store", store).start().await?;
         std::fs::create_dir(place.path().join("tree"))?;
-        Ok(Self { leaf, place })
+        let context = leaf.context_file();
+        Ok(Self { leaf, context, place })
     }
 
     fn tree(&self) -> PathBuf {
@@ -59,7 +64,7 @@ impl Site {
     fn command(&self, directory: &Path, arguments: &[&str]) -> Command {
         let mut command = command(arguments);
         command
-            .env("LEAFCTL_CONTEXT", self.leaf.context_file())
+            .env("LEAFCTL_CONTEXT", &self.context)
             .env("NIX_CONFIG", NIX_CONFIG)
             .envs(GIT)
             .current_dir(directory);
@@ -331,6 +336,70 @@ pub(super) async fn interrupted() -> anyhow::Result<()> {
     let out = job["result"]["store_path"].as_str().context("a path")?;
     ensure!(
         std::fs::read_to_string(site.in_store(out))? == "before\n",
+        "{job}"
+    );
+    site.leaves_nothing().await
+}
+
+/// A person at a hub, whose link is cut amid the upload, and a leaf behind it that wants a signature for each thing that is built.
+pub(super) async fn through_a_hub() -> anyhow::Result<()> {
+    let mut hub = HubSite::start().await?;
+    hub.start_agent()?;
+    let wire = hub.wire().await?;
+    let person = Person::with_keys(&["ann"]).await?;
+    let allowed = person.allow_as("ann", "allowed", &["ann"])?;
+    let setup = requiring(hub.setup(&wire), &allowed, &["builds"]);
+    let site = Site {
+        context: hub.context()?,
+        ..Site::with(setup).await?
+    };
+    large(&site, 24 << 20)?;
+    let leaf = site.leaf.name.to_string();
+    let is_heard = async || {
+        let shown = site.ctl(&["leaf", "show", &leaf, "--timeout", "1s"]).await?;
+        anyhow::Ok(shown.status.success())
+    };
+    until("the hub hears the leaf", async || {
+        Ok(is_heard().await?.then_some(()))
+    })
+    .await?;
+    let build = [
+        "--json",
+        "--leaf",
+        &leaf,
+        "nix",
+        "build",
+        "--local",
+        "path:.#hello",
+    ];
+    let mut unsigned = site.command(&site.tree(), &build);
+    unsigned
+        .env_remove("LEAFCTL_SIGN_WITH")
+        .env_remove("SSH_AUTH_SOCK")
+        .env("HOME", "/nonexistent");
+    ended(&run(unsigned).await?, 6, "none of them is at hand")?;
+    ensure!(site.spooled() == 0, "bytes were sent without a signature");
+    let key = person.path("ann").display().to_string();
+    let mut signed = site.command(&site.tree(), &[&build[..], &["--sign-with", &key]].concat());
+    let going_on = signed.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    until("a part has arrived", async || {
+        Ok((site.spooled() > 2 << 20).then_some(()))
+    })
+    .await?;
+    wire.cut();
+    until("the hub does not hear the leaf", async || {
+        Ok((!is_heard().await?).then_some(()))
+    })
+    .await?;
+    let arrived = site.spooled();
+    ensure!(arrived < 24 << 20, "all had arrived");
+    wire.mend();
+    let output = tokio::time::timeout(Duration::from_secs(120), going_on.wait_with_output()).await??;
+    ended(&output, 0, "")?;
+    let job: Value = serde_json::from_slice(&output.stdout)?;
+    let out = job["result"]["store_path"].as_str().context("a path")?;
+    ensure!(
+        std::fs::read_to_string(site.in_store(out))? == "before\n" && job["owner"] == "ann",
         "{job}"
     );
     site.leaves_nothing().await

@@ -19,10 +19,10 @@ use super::running::Runner;
 use super::*;
 
 /// Starts a program in a session, with pipes.
-fn start(runner: &Runner, script: &str) -> anyhow::Result<Child> {
+pub(super) fn start(runner: &Runner, script: &str) -> anyhow::Result<Child> {
     let mut command = command(&runner.arguments(&[], &["/bin/busybox", "sh", "-c", script]));
     command
-        .env("LEAFCTL_CONTEXT", runner.leaf.context_file())
+        .env("LEAFCTL_CONTEXT", &runner.context)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
@@ -45,7 +45,7 @@ async fn run_with(runner: &Runner, script: &str, input: Vec<u8>) -> anyhow::Resu
 }
 
 /// Bytes of all kinds.
-fn bytes(count: usize) -> Vec<u8> {
+pub(super) fn bytes(count: usize) -> Vec<u8> {
     let mut state = 7_u64;
     (0..count)
         .map(|_| {
@@ -123,10 +123,14 @@ pub(super) struct Screen {
 
 impl Screen {
     pub(super) fn open(runner: &Runner, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
-        Self::open_with(&runner.leaf, size, arguments)
+        Self::open_at(&runner.context, size, arguments)
     }
 
     pub(super) fn open_with(leaf: &TestLeaf, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
+        Self::open_at(&leaf.context_file(), size, arguments)
+    }
+
+    fn open_at(context: &Path, size: (u16, u16), arguments: &[&str]) -> anyhow::Result<Self> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let master = openpt(flags)?;
         grantpt(&master)?;
@@ -134,7 +138,7 @@ impl Screen {
         let slave = ioctl_tiocgptpeer(&master, flags)?;
         let mut command = command(arguments);
         command
-            .env("LEAFCTL_CONTEXT", leaf.context_file())
+            .env("LEAFCTL_CONTEXT", context)
             .env("TERM", "xterm-256color")
             .stdin(Stdio::from(slave.try_clone()?))
             .stdout(Stdio::from(slave.try_clone()?))

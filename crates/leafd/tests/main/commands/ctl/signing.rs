@@ -42,8 +42,13 @@ impl Person {
 
     /// Writes who may sign, for the caller of the test's contexts.
     pub(super) fn allow(&self, file: &str, keys: &[&str]) -> anyhow::Result<PathBuf> {
+        self.allow_as("admin", file, keys)
+    }
+
+    /// The same, for another caller.
+    pub(super) fn allow_as(&self, caller: &str, file: &str, keys: &[&str]) -> anyhow::Result<PathBuf> {
         let lines: Result<Vec<String>, _> = keys.iter().map(|name| self.public(name)).collect();
-        let lines = lines?.into_iter().map(|key| format!("admin {key}\n"));
+        let lines = lines?.into_iter().map(|key| format!("{caller} {key}\n"));
         let file = self.path(file);
         std::fs::write(&file, lines.collect::<String>())?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o644))?;
@@ -234,9 +239,7 @@ pub(super) async fn through_a_hub() -> anyhow::Result<()> {
     hub.start_agent()?;
     let wire = hub.wire().await?;
     let person = Person::with_keys(&["ann"]).await?;
-    let allowed = person.path("allowed");
-    std::fs::write(&allowed, format!("ann {}\n", person.public("ann")?))?;
-    std::fs::set_permissions(&allowed, std::fs::Permissions::from_mode(0o644))?;
+    let allowed = person.allow_as("ann", "allowed", &["ann"])?;
     let setup = requiring(hub.setup(&wire), &allowed, &["leaf.label", "hardware.list"]);
     let mut leaf = setup.start().await?;
     let context = hub.context()?;
