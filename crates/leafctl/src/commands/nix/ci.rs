@@ -5,14 +5,14 @@ use clap::Args;
 use leaf_core::command::{self, ShowJob, ShowLeaf};
 use leaf_core::id::{JobId, StorePath};
 use leaf_core::job::explanation::FailureKind;
-use leaf_core::job::{BuiltDerivation, Installable, Job, JobResult};
+use leaf_core::job::{BuiltDerivation, Explanation, Installable, Job, JobResult};
 use serde::{Deserialize, Serialize};
 
 use super::build::{follow, seconds};
 use super::local::Local;
 use crate::error::Error;
 use crate::leaf::Leaf;
-use crate::output::{Output, name_of};
+use crate::output::{Output, name_of, tell};
 use crate::session::Session;
 use crate::text::Table;
 
@@ -92,11 +92,13 @@ impl Ci {
                     output.item(&outcome, line)?;
                 } else {
                     output.document(&outcome, |outcome| table(outcome, output))?;
-                    return if outcome.succeeded {
-                        Ok(())
-                    } else {
-                        Err(Error::Exited(7))
-                    };
+                    if outcome.succeeded {
+                        return Ok(());
+                    }
+                    if !output.is_json() {
+                        tell(not_built(&outcome).as_str());
+                    }
+                    return Err(Error::Exited(7));
                 }
                 last = Some(locked);
             }
@@ -226,18 +228,7 @@ fn attribute(name: String, derivation: Option<StorePath>, jobs: &[Job]) -> Attri
     let failure = match (&derivation, &built) {
         (_, Some(_)) => None,
         (None, None) => Some(FailureKind::EvaluationError),
-        (Some(derivation), None) => explained
-            .filter_map(|why| {
-                let first = why.derivation.as_ref() == Some(derivation);
-                let dependency = why.needed_by.contains(derivation);
-                let kind = if first {
-                    why.kind
-                } else {
-                    FailureKind::DependencyFailed
-                };
-                (first || dependency).then_some(kind)
-            })
-            .next(),
+        (Some(derivation), None) => explained.filter_map(|why| failure_of(derivation, why)).next(),
     };
     Attribute {
         name,
@@ -245,6 +236,20 @@ fn attribute(name: String, derivation: Option<StorePath>, jobs: &[Job]) -> Attri
         built: built.is_some(),
         outputs: built.unwrap_or_default(),
         failure,
+    }
+}
+
+/// Returns what an explanation says of a derivation.
+fn failure_of(derivation: &StorePath, why: &Explanation) -> Option<FailureKind> {
+    if why.derivation.as_ref() == Some(derivation) {
+        Some(why.kind)
+    } else if why.needed_by.contains(derivation) {
+        Some(FailureKind::DependencyFailed)
+    } else {
+        // Of the further ones it has no kind.
+        why.also_failed
+            .contains(derivation)
+            .then_some(FailureKind::Unknown)
     }
 }
 
@@ -301,6 +306,25 @@ fn table(outcome: &Outcome, output: Output) -> Table {
     table
 }
 
+/// Returns how many attributes are not built, and what explains it.
+fn not_built(outcome: &Outcome) -> String {
+    let all = outcome.attributes.len();
+    let count = outcome
+        .attributes
+        .iter()
+        .filter(|attribute| !attribute.built)
+        .count();
+    let why: Vec<String> = outcome
+        .jobs
+        .iter()
+        .map(|job| format!("`leafctl nix why {job}`"))
+        .collect();
+    match why.is_empty() {
+        true => format!("{count} of {all} attributes are not built"),
+        false => format!("{count} of {all} attributes are not built: {}", why.join(", ")),
+    }
+}
+
 fn line(outcome: &Outcome) -> String {
     let failed: Vec<String> = outcome
         .attributes
@@ -312,5 +336,31 @@ fn line(outcome: &Outcome) -> String {
         format!("{}: {} built", outcome.locked, outcome.attributes.len())
     } else {
         format!("{}: failed: {}", outcome.locked, failed.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_has_the_kind_of_its_own_failure_and_another_one_only_what_is_known() {
+        let path = |name: &str| {
+            StorePath::new(format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}.drv")).expect("a path")
+        };
+        let why = Explanation {
+            derivation: Some(path("first")),
+            needed_by: vec![path("needs-it")],
+            also_failed: vec![path("second")],
+            ..Explanation::new(FailureKind::HashMismatch, String::new())
+        };
+        for (name, kind) in [
+            ("first", Some(FailureKind::HashMismatch)),
+            ("needs-it", Some(FailureKind::DependencyFailed)),
+            ("second", Some(FailureKind::Unknown)),
+            ("not-begun", None),
+        ] {
+            assert_eq!(failure_of(&path(name), &why), kind, "{name}");
+        }
     }
 }

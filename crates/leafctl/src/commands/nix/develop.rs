@@ -3,6 +3,7 @@ use leaf_core::command;
 use leaf_core::job::DevelopTask;
 
 use super::build::seconds;
+use super::installables::several;
 use super::local::Local;
 use super::run::{in_session, recorded, session_task, variable};
 use crate::attach::{Begin, new_key, terminal};
@@ -94,15 +95,10 @@ impl Develop {
 
 /// Returns what a shell is of, for a list.
 pub(super) fn text(task: &DevelopTask) -> String {
-    let of: Vec<String> = task
-        .installable
-        .iter()
-        .chain(&task.packages)
-        .map(ToString::to_string)
-        .collect();
+    let of = several(task.installable.iter().chain(&task.packages));
     let command = match task.command.join(" ") {
         command if command.is_empty() => command,
         command => format!(" -- {command}"),
     };
-    format!("develop {}{command}", of.join(" "))
+    format!("develop {of}{command}")
 }

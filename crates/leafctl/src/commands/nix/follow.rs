@@ -2,7 +2,8 @@
 
 use leaf_core::command::{ReadJobLog, ShowJob};
 use leaf_core::id::JobId;
-use leaf_core::job::{BuiltDerivation, Job, JobPhase, Origin};
+use leaf_core::job::explanation::FailureKind;
+use leaf_core::job::{BuiltDerivation, Job, JobPhase, Origin, Task};
 
 use crate::error::Error;
 use crate::leaf::Leaf;
@@ -57,11 +58,27 @@ pub(super) fn outcome(job: Job) -> Result<Job, Error> {
             job: id,
             phase: name_of(&phase),
             reason: format!(
-                "{}{}\n`leafctl nix why {id}` explains it, `leafctl nix log {id}` prints the whole log",
+                "{}{}{}\n`leafctl nix why {id}` explains it, `leafctl nix log {id}` prints the whole log",
                 job.error.as_deref().unwrap_or("the reason is unknown"),
-                partial(&job)
+                partial(&job),
+                where_to_look(&job)
             ),
         }),
+    }
+}
+
+/// Returns a line that tells where paths are looked for, if one was not found, with a line feed before it.
+fn where_to_look(job: &Job) -> &'static str {
+    let is_of_store = matches!(job.task, Task::Gc(_) | Task::Roots(_) | Task::Diff(_));
+    match &job.explanation {
+        Some(why)
+            if why.kind == FailureKind::MissingFile
+                && !is_of_store
+                && !why.message.contains("/nix/store/") =>
+        {
+            "\npaths are those of the leaf's machine: --local sends a flake of this one"
+        }
+        _ => "",
     }
 }
 

@@ -58,6 +58,29 @@ pub(crate) fn flake_reference(text: &str) -> Result<String, Error> {
     Ok(fragment.map_or(path.clone(), |fragment| format!("{path}#{fragment}")))
 }
 
+/// Returns an installable for a table: a flake reference without its query, which says where it was locked.
+pub(super) fn brief(installable: &Installable) -> String {
+    let text = installable.to_string();
+    let Installable::Flake { .. } = installable else {
+        return text;
+    };
+    let (reference, fragment) = text.split_at(text.find('#').unwrap_or(text.len()));
+    match reference.split_once('?') {
+        Some((path, _)) => format!("{path}?…{fragment}"),
+        None => text,
+    }
+}
+
+/// Returns the first two of several installables for a table, and the number of the others.
+pub(super) fn several<'a>(all: impl Iterator<Item = &'a Installable>) -> String {
+    let all: Vec<&Installable> = all.collect();
+    let first: Vec<String> = all.iter().take(2).map(|one| brief(one)).collect();
+    match all.len().saturating_sub(first.len()) {
+        0 => first.join(", "),
+        more => format!("{}, and {more} more", first.join(", ")),
+    }
+}
+
 fn absolute(path: &str) -> Result<String, Error> {
     let full = std::path::absolute(Path::new(path))
         .map_err(|e| Error::Usage(format!("{path:?} is not a path: {e}")))?;
@@ -66,4 +89,32 @@ fn absolute(path: &str) -> Result<String, Error> {
         .unwrap_or(full)
         .to_string_lossy()
         .into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_flake_references_without_their_query_and_the_first_two_of_several() {
+        let of = |text: &str| installable(text).expect("an installable");
+        let sent =
+            "path:/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-source?narHash=sha256-x%3D&rev=abc#hello^dev";
+        assert_eq!(
+            brief(&of(sent)),
+            "path:/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-source?…#hello^dev"
+        );
+        let plain = [
+            "github:owner/repo#a?b",
+            "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a",
+            "git+https://x.org/y",
+        ];
+        let all = plain.map(of);
+        assert!(all.iter().zip(plain).all(|(one, text)| brief(one) == text));
+        assert_eq!(several(all[..2].iter()), format!("{}, {}", plain[0], plain[1]));
+        assert_eq!(
+            several(all.iter()),
+            format!("{}, {}, and 1 more", plain[0], plain[1])
+        );
+    }
 }

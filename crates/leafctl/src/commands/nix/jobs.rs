@@ -2,6 +2,7 @@ use clap::Args;
 use leaf_core::command::ListJobs;
 use leaf_core::job::{JobResult, Task};
 
+use super::installables::{brief, several};
 use super::run::exit_text;
 use crate::error::Error;
 use crate::output::{Output, ago, first_line, name_of};
@@ -18,19 +19,16 @@ impl Jobs {
                 let mut table = output.table(&["JOB", "PHASE", "OWNER", "QUEUED", "WHAT", "RESULT"]);
                 for job in &list.jobs {
                     let what = match &job.task {
-                        Task::Build(build) => {
-                            let all: Vec<String> = build.all().map(ToString::to_string).collect();
-                            all.join(", ")
-                        }
-                        Task::Eval(eval) => format!("eval {}", eval.installable),
+                        Task::Build(build) => several(build.all()),
+                        Task::Eval(eval) => format!("eval {}", brief(&eval.installable)),
                         Task::Gc(task) if task.dry_run => "gc (dry run)".to_owned(),
                         Task::Gc(_) => "gc".to_owned(),
                         Task::Roots(task) => match &task.path {
                             Some(path) => format!("gc why {path}"),
                             None => "gc roots".to_owned(),
                         },
-                        Task::Check(task) => format!("check {}", task.installable),
-                        Task::PrintEnv(task) => format!("print-env {}", task.installable),
+                        Task::Check(task) => format!("check {}", brief(&task.installable)),
+                        Task::PrintEnv(task) => format!("print-env {}", brief(&task.installable)),
                         Task::Diff(task) => format!("diff {} {}", task.from, task.to),
                         Task::Develop(task) => super::develop::text(task),
                         Task::Run(run) => format!("run {}", run.command.join(" ")),

@@ -1,8 +1,8 @@
 use clap::Args;
 use leaf_core::command::ShowJob;
 use leaf_core::id::JobId;
-use leaf_core::job::Explanation;
 use leaf_core::job::explanation::FailureKind;
+use leaf_core::job::{Explanation, JobPhase};
 
 use crate::error::Error;
 use crate::output::{Output, name_of};
@@ -21,17 +21,17 @@ impl Why {
         let leaf = session.leaf().await?;
         let job = leaf.call(&ShowJob { id: self.job }).await?.job;
         let why = job.explained().ok_or_else(|| {
-            Error::NotFound(format!(
-                "job {} is {}: there is no failure to explain",
-                job.id,
-                name_of(&job.phase)
-            ))
+            let phase = match job.phase {
+                JobPhase::Succeeded => "has succeeded".to_owned(),
+                phase => format!("is {}", name_of(&phase)),
+            };
+            Error::NotFound(format!("job {} {phase}: there is no failure to explain", job.id))
         })?;
-        output.document(&why, |why| fields(&lines(why)))
+        output.document(&why, |why| fields(&lines(why, job.id)))
     }
 }
 
-fn lines(why: &Explanation) -> Vec<(&'static str, String)> {
+fn lines(why: &Explanation, job: JobId) -> Vec<(&'static str, String)> {
     let mut lines = vec![("kind", name_of(&why.kind))];
     let path = |path: &leaf_core::id::StorePath| path.to_string();
     lines.extend(
@@ -73,11 +73,11 @@ fn lines(why: &Explanation) -> Vec<(&'static str, String)> {
     if why.differences_left_out > 0 {
         lines.push(("differs", format!("{} more", why.differences_left_out)));
     }
-    lines.extend(advice(why.kind).map(|advice| ("next", advice.to_owned())));
+    lines.extend(advice(why.kind).map(|advice| ("next", advice.replace("JOB", &job.to_string()))));
     lines
 }
 
-/// Returns what a person can do, where that does not depend on the message.
+/// Returns what a person can do, where that does not depend on the message. JOB stands for the job's id.
 fn advice(kind: FailureKind) -> Option<&'static str> {
     Some(match kind {
         FailureKind::BuilderFailed => "change the derivation; `leafctl nix log JOB` prints its whole log",
@@ -88,7 +88,10 @@ fn advice(kind: FailureKind) -> Option<&'static str> {
             "compare the files with those of the second build, at the store path with .check behind it"
         }
         FailureKind::EvaluationError => "change the expression",
-        FailureKind::MissingAttribute | FailureKind::MissingFile => "correct the name",
+        FailureKind::MissingAttribute => "correct the name",
+        FailureKind::MissingFile => {
+            "correct the name. Paths are those of the leaf's machine: --local sends a flake of this one"
+        }
         FailureKind::RefusedPackage => "allow the package in the configuration of nixpkgs, or choose another",
         FailureKind::LocksDiffer => "run `nix flake lock` in the flake, and commit flake.lock",
         FailureKind::FetchFailed => "try again; if it fails again, check the address and the network",

@@ -74,13 +74,25 @@ pub(super) async fn builds() -> anyhow::Result<()> {
         "{list}"
     );
     let why = printed(&leaf, &["nix", "why", last]).await?;
-    ensure!(why.contains("oh no") && why.contains("exit code"), "{why}");
+    ensure!(
+        why.contains("oh no")
+            && why.contains("exit code")
+            && why.contains(&format!("leafctl nix log {last}`")),
+        "{why}"
+    );
+    // A path of this machine that is not on the leaf's.
+    let elsewhere = ctl(&leaf, &["nix", "build", "/nowhere/hello#hello"]).await?;
+    ended(
+        &elsewhere,
+        7,
+        "paths are those of the leaf's machine: --local sends",
+    )?;
     let succeeded = jobs[1]["id"].as_str().filter(|_| jobs[1]["phase"] == "succeeded");
     let succeeded = succeeded.or(jobs[3]["id"].as_str()).context("an id")?;
     ended(
         &ctl(&leaf, &["nix", "why", succeeded]).await?,
         5,
-        "no failure to explain",
+        "has succeeded: there is no failure to explain",
     )?;
     let chunks = printed(&leaf, &["nix", "log", last, "--json"]).await?;
     for line in chunks.lines() {
@@ -201,6 +213,7 @@ pub(super) async fn builds_a_flake() -> anyhow::Result<()> {
         "{outcome}"
     );
     let output = ctl(&leaf, &["nix", "ci", &reference]).await?;
+    ended(&output, 7, "2 of 3 attributes are not built: `leafctl nix why ")?;
     let table = text(&output.stdout);
     ensure!(
         table.contains("builder_failed") && table.contains(&good),
