@@ -16,6 +16,7 @@ mod renewals;
 mod sessions;
 mod sshd;
 mod timing;
+mod two_leaves;
 
 use std::process::ExitCode;
 
@@ -91,7 +92,9 @@ enum Name {
     Builds,
     /// A session of `leafctl nix run` compared with ssh
     Sessions,
-    /// Nix's jobs: `builds` and `sessions`
+    /// A hundred builds on two leaves compared with one
+    TwoLeaves,
+    /// Nix's jobs: `builds`, `sessions` and `two-leaves`
     Nix,
     /// Memory, wake-ups and processor time at rest
     Rest,
@@ -194,6 +197,7 @@ const LEAF_ALONE: &[(Name, Measure)] = &[
 const OF_NIX: &[(Name, Measure)] = &[
     (Name::Builds, builds::measure),
     (Name::Sessions, sessions::measure),
+    (Name::TwoLeaves, two_leaves::measure),
 ];
 
 /// The measurements of what keys cost.

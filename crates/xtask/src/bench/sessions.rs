@@ -34,6 +34,7 @@ const SILENCE: Duration = Duration::from_millis(500);
 const PACKAGE: &str = r#"shell: {
   tool = derivation {
     name = "cim-leaf-bench-tool";
+    allowSubstitutes = false;
     system = builtins.currentSystem;
     inherit (shell) builder;
     args = shell.args ++ [ "echo tool > $out" ];

@@ -1,0 +1,195 @@
+//! A hundred builds on any leaf: two leaves compared with one.
+
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use tempfile::TempDir;
+
+use super::numbers::{Row, median};
+use super::programs::Programs;
+use super::timing::timed;
+use crate::build_shell::BUILD_SHELL;
+use crate::leaf::Leaf;
+
+/// The number of builds.
+const BUILDS: usize = 100;
+/// The number of clients that send them, each one after the other.
+const CLIENTS: usize = 8;
+/// The number of rounds at most: each takes minutes.
+const ROUNDS: usize = 2;
+/// The loop that is timed to find out how many turns take a second.
+const TURNS: usize = 500_000;
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// A build that computes for so many turns of a loop.
+const BUILD: &str = r#"shell: derivation {
+  name = "cim-leaf-bench-UNIQUE";
+  system = builtins.currentSystem;
+  inherit (shell) builder;
+  args = shell.args ++ [ "i=0; while [ $i -lt TURNS ]; do i=$((i+1)); done; echo built > $out" ];
+  allowSubstitutes = false;
+}
+"#;
+
+/// Leaves at one server, each of which builds one at a time. Only this machine reaches the server, and whoever does commands them.
+struct Fleet {
+    leaves: Vec<Leaf>,
+    /// Ends after them.
+    server: Child,
+    directory: TempDir,
+}
+
+impl Fleet {
+    fn start(programs: &Programs, count: usize) -> Result<Self> {
+        let directory = tempfile::Builder::new()
+            .prefix("cim-leaf-bench-")
+            .tempdir()
+            .context("can't make a temporary directory")?;
+        let address = TcpListener::bind("127.0.0.1:0")
+            .and_then(|socket| socket.local_addr())
+            .context("no port is free")?;
+        let store = directory.path().join("jetstream");
+        let server = Command::new(&programs.nats_server)
+            .args(["--addr", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--jetstream", "--store_dir"])
+            .arg(&store)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("can't run nats-server")?;
+        let mut fleet = Self {
+            leaves: Vec::new(),
+            server,
+            directory,
+        };
+        let began = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            ensure!(began.elapsed() < READY_WITHIN, "nats-server does not answer");
+        }
+        write(
+            &fleet.context(),
+            &format!(r#"{{ "url": "nats://{address}", "inbox_prefix": "_INBOX.admin" }}"#),
+        )?;
+        for number in 0..count {
+            let own = fleet.directory.path().join(format!("leaf-{number}"));
+            std::fs::create_dir(&own).with_context(|| format!("can't make {}", own.display()))?;
+            let settings = own.join("leafd.toml");
+            // The pressure of this machine is not what is measured.
+            write(
+                &settings,
+                &format!(
+                    "name = \"bench-{number}\"\nstate_dir = \"{state}\"\n[nats]\nurl = \"nats://{address}\"\n\
+                     [nix]\nmax_jobs = 1\n[nix.room]\ncpu_percent = 100\nmemory_percent = 100\nio_percent = 100\n",
+                    state = crate::leaf::state(&own).display(),
+                ),
+            )?;
+            let args = ["run".as_ref(), "--config".as_ref(), settings.as_os_str()];
+            fleet.leaves.push(Leaf::start(&programs.tree, &own, &args)?);
+        }
+        Ok(fleet)
+    }
+
+    fn context(&self) -> PathBuf {
+        self.directory.path().join("context.json")
+    }
+
+    /// Builds all of them, some at once, and returns the time in seconds.
+    fn build(&self, programs: &Programs, turns: usize, unique: &str) -> Result<f64> {
+        let files: Vec<_> = (0..BUILDS)
+            .map(|number| {
+                let file = self.directory.path().join(format!("build-{unique}-{number}.nix"));
+                let build = BUILD
+                    .replace("UNIQUE", &format!("{unique}-{number}"))
+                    .replace("TURNS", &turns.to_string());
+                write(&file, &format!("({build}) {BUILD_SHELL}"))?;
+                Ok(file)
+            })
+            .collect::<Result<_>>()?;
+        let (next, began) = (AtomicUsize::new(0), Instant::now());
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS)
+                .map(|_| {
+                    scope.spawn(|| -> Result<()> {
+                        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                            let mut leafctl = Command::new(programs.tree.join("bin/leafctl"));
+                            leafctl
+                                .arg("--context")
+                                .arg(self.context())
+                                .args(["nix", "build", "--any", "--file"])
+                                .arg(file);
+                            timed(&mut leafctl)?;
+                        }
+                        Ok(())
+                    })
+                })
+                .collect();
+            clients
+                .into_iter()
+                .try_for_each(|client| client.join().map_err(|_| anyhow!("a client panicked"))?)
+        })?;
+        Ok(began.elapsed().as_secs_f64())
+    }
+
+    fn stop(mut self) -> Result<()> {
+        std::mem::take(&mut self.leaves)
+            .into_iter()
+            .try_for_each(Leaf::stop)
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.leaves.clear();
+        let _ = self.server.kill();
+        let _ = self.server.wait();
+    }
+}
+
+/// A hundred builds of one second of a core each.
+pub(super) fn measure(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
+    let turns = turns_of_a_second()?;
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..rounds.min(ROUNDS) {
+        for (leaves, times) in (1..).zip(&mut times) {
+            let fleet = Fleet::start(programs, leaves)?;
+            let unique = format!("{}-{round}-{leaves}", std::process::id());
+            times.push(fleet.build(programs, turns, &unique)?);
+            fleet.stop()?;
+        }
+    }
+    let [one, two] = times.map(|times| median(&times));
+    Ok(vec![
+        Row::report(
+            format!(
+                "{BUILDS} builds of one second of a core each with `leafctl nix build --any`, on two leaves compared with one, each of \
+                 which builds one at a time"
+            ),
+            format!("{two:.1} s"),
+        )
+        .against(format!("{one:.1} s"), two / one),
+    ])
+}
+
+/// Returns how many turns of the loop take a second.
+fn turns_of_a_second() -> Result<usize> {
+    let script = format!("i=0; while [ $i -lt {TURNS} ]; do i=$((i+1)); done");
+    let shell = Path::new("/usr/bin/busybox");
+    let mut command = if shell.exists() {
+        let mut busybox = Command::new(shell);
+        busybox.arg("sh");
+        busybox
+    } else {
+        Command::new("/bin/sh")
+    };
+    let took = timed(command.args(["-c", &script]))?;
+    Ok((TURNS as f64 / took) as usize)
+}
+
+fn write(file: &Path, text: &str) -> Result<()> {
+    std::fs::write(file, text).with_context(|| format!("can't write {}", file.display()))
+}
