@@ -5,6 +5,8 @@ pub(crate) mod terminal;
 mod wire;
 
 use std::collections::VecDeque;
+use std::io;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -72,7 +74,7 @@ pub(crate) struct Begin {
 /// Returns a client's key.
 pub(crate) fn new_key() -> Result<SessionKey, Error> {
     let mut random = [0; 32];
-    getrandom::fill(&mut random).map_err(|error| std::io::Error::other(error.to_string()))?;
+    getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
     Ok(SessionKey::new(random))
 }
 
@@ -134,8 +136,8 @@ enum Event {
     Read(bool, Result<SessionReply, Failed>),
     Written(Result<SessionReply, Failed>),
     Controlled(Result<SessionReply, Failed>),
-    Typed(std::io::Result<Vec<u8>>),
-    Printed(usize, std::io::Result<usize>),
+    Typed(io::Result<Vec<u8>>),
+    Printed(usize, io::Result<usize>),
     Resized,
     Interrupted,
     Terminated,
@@ -195,7 +197,8 @@ impl Client {
         let mut next = Next::Attach;
         let mut stdin = tokio::io::stdin();
         let mut typed = vec![0; 16 * 1024];
-        let (mut stdout, mut stderr) = (tokio::io::stdout(), tokio::io::stderr());
+        // The standard library's would keep back a line that is not complete, such as a prompt.
+        let (mut stdout, mut stderr) = (unbuffered(&io::stdout())?, unbuffered(&io::stderr())?);
         loop {
             match next {
                 Next::Go => {}
@@ -374,8 +377,8 @@ impl Client {
         &mut self,
         stdin: &mut tokio::io::Stdin,
         typed: &mut [u8],
-        stdout: &mut tokio::io::Stdout,
-        stderr: &mut tokio::io::Stderr,
+        stdout: &mut tokio::fs::File,
+        stderr: &mut tokio::fs::File,
     ) -> Event {
         let gap_at = self.gap_since.map(|since| since + GAP);
         let takes_input = !self.input_ended && self.input.len() < MAX_INPUT && !self.is_detaching;
@@ -586,6 +589,12 @@ impl Client {
             None => {}
         }
     }
+}
+
+/// Returns a standard output whose bytes go out as they come.
+fn unbuffered(standard: &impl AsFd) -> io::Result<tokio::fs::File> {
+    let file = std::fs::File::from(standard.as_fd().try_clone_to_owned()?);
+    Ok(tokio::fs::File::from_std(file))
 }
 
 /// Returns a reply that was not lost; what was lost is sent again.

@@ -16,7 +16,7 @@ async fn with_input(leaf: &TestLeaf, home: &Path, words: &[&str], input: &[u8]) 
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // Without a terminal, also where these tests have one.
-    let mut child = in_a_session_of_its_own(&command).spawn()?;
+    let mut child = in_a_session_of_its_own(&command, "--wait").spawn()?;
     let mut stdin = child.stdin.take().context("it was piped")?;
     // It may end before it has read all.
     let _ = stdin.write_all(input).await;
@@ -24,14 +24,11 @@ async fn with_input(leaf: &TestLeaf, home: &Path, words: &[&str], input: &[u8]) 
     Ok(tokio::time::timeout(Duration::from_secs(60), child.wait_with_output()).await??)
 }
 
-/// Returns the same command, started by setsid(1).
-fn in_a_session_of_its_own(command: &Command) -> Command {
+/// Returns the same command, started by setsid(1) with this argument.
+pub(super) fn in_a_session_of_its_own(command: &Command, how: &str) -> Command {
     let inner = command.as_std();
     let mut outer = Command::new("setsid");
-    outer
-        .arg("--wait")
-        .arg(inner.get_program())
-        .args(inner.get_args());
+    outer.arg(how).arg(inner.get_program()).args(inner.get_args());
     for (name, value) in inner.get_envs() {
         match value {
             Some(value) => outer.env(name, value),

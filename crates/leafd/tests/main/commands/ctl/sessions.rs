@@ -16,6 +16,7 @@ use rustix::termios::{Winsize, tcsetwinsize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::running::Runner;
+use super::secrets::in_a_session_of_its_own;
 use super::*;
 
 /// Starts a program in a session, with pipes.
@@ -136,7 +137,8 @@ impl Screen {
         grantpt(&master)?;
         unlockpt(&master)?;
         let slave = ioctl_tiocgptpeer(&master, flags)?;
-        let mut command = command(arguments);
+        // The terminal tells the processes of its session only that its size changed.
+        let mut command = in_a_session_of_its_own(&command(arguments), "--ctty");
         command
             .env("LEAFCTL_CONTEXT", context)
             .env("TERM", "xterm-256color")
@@ -180,13 +182,12 @@ impl Screen {
         Ok(self.master.write_all(keys.as_bytes())?)
     }
 
-    /// Waits until this is printed, and forgets all before it.
-    pub(super) async fn shows(&mut self, what: &str) -> anyhow::Result<()> {
+    /// Waits until this is printed, forgets all up to its end, and returns that.
+    pub(super) async fn shows(&mut self, what: &str) -> anyhow::Result<String> {
         let end = tokio::time::Instant::now() + Duration::from_secs(60);
         loop {
             if let Some(at) = self.printed.find(what) {
-                self.printed.drain(..at + what.len());
-                return Ok(());
+                return Ok(self.printed.drain(..at + what.len()).collect());
             }
             match tokio::time::timeout_at(end, self.arriving.recv()).await {
                 Ok(Some(bytes)) => self.printed.push_str(&String::from_utf8_lossy(&bytes)),
@@ -195,15 +196,9 @@ impl Screen {
         }
     }
 
-    /// Waits for the shell's prompt. busybox keeps it back where its terminal gets a size at the same moment, until something is typed.
+    /// Waits for the shell's prompt, which is no complete line.
     pub(super) async fn prompts(&mut self) -> anyhow::Result<()> {
-        for _ in 0..60 {
-            self.types("\r")?;
-            if let Ok(shown) = tokio::time::timeout(Duration::from_secs(1), self.shows("ready> ")).await {
-                return shown;
-            }
-        }
-        anyhow::bail!("no prompt in {:?}", self.printed)
+        self.shows("ready> ").await.map(drop)
     }
 
     pub(super) async fn ended(&mut self) -> anyhow::Result<Option<i32>> {
@@ -240,13 +235,11 @@ pub(super) async fn terminals() -> anyhow::Result<()> {
     let end = Instant::now() + Duration::from_secs(30);
     loop {
         screen.types("stty size; echo lo''oked\r")?;
-        screen.shows("looked").await?;
-        if screen.printed.contains("20 70") || Instant::now() > end {
+        let looked = screen.shows("looked\r\n").await?;
+        if looked.contains("20 70\r\n") {
             break;
         }
-        if screen.shows("20 70").await.is_ok() {
-            break;
-        }
+        ensure!(Instant::now() < end, "the new size is not there: {looked}");
     }
     // Ctrl-C goes to what runs in the foreground, and the shell lives.
     screen.types("/bin/busybox sleep 1000\r")?;
