@@ -431,6 +431,43 @@ impl Client {
         (offset, body): (Option<u64>, Bytes),
         timeout: Duration,
     ) -> Result<Received, CallError> {
+        let (body, _) = self
+            .transfer_request(leaf, verb, upload, (offset, body), timeout)
+            .await?;
+        serde_json::from_slice(&body)
+            .map_err(|error| CallError::Other(format!("the reply to transfer.{verb}: {error}")))
+    }
+
+    /// Returns the bytes of a download from an offset on.
+    ///
+    /// # Errors
+    /// [`CallError::Problem`] if the leaf refuses it; all others say that it can be sent again.
+    pub async fn download_request(
+        &self,
+        leaf: &LeafName,
+        download: Uuid,
+        offset: u64,
+        timeout: Duration,
+    ) -> Result<Vec<u8>, CallError> {
+        let request = (Some(offset), Bytes::new());
+        let (body, replied) = self
+            .transfer_request(leaf, "read", download, request, timeout)
+            .await?;
+        if replied != Some(offset.to_string()) {
+            return Err(CallError::Other("a reply to another read".to_owned()));
+        }
+        Ok(body)
+    }
+
+    /// Sends a request of a transfer, and returns the body of the reply and its offset.
+    async fn transfer_request(
+        &self,
+        leaf: &LeafName,
+        verb: &str,
+        id: Uuid,
+        (offset, body): (Option<u64>, Bytes),
+        timeout: Duration,
+    ) -> Result<(Vec<u8>, Option<String>), CallError> {
         let subject = CommandSubject {
             leaf: leaf.clone(),
             caller: self.caller.clone(),
@@ -439,7 +476,7 @@ impl Client {
         }
         .build();
         let mut headers = HeaderMap::new();
-        headers.insert(transfer::UPLOAD_HEADER, upload.to_string().as_str());
+        headers.insert(transfer::UPLOAD_HEADER, id.to_string().as_str());
         if let Some(offset) = offset {
             headers.insert(session::OFFSET_HEADER, offset.to_string().as_str());
         }
@@ -452,8 +489,12 @@ impl Client {
             .quick_request(&subject, Some(headers), body, timeout)
             .await
             .map_err(|error| call_error(error, leaf, &options))?;
-        serde_json::from_slice(&body_of(&answer)?)
-            .map_err(|error| CallError::Other(format!("the reply to transfer.{verb}: {error}")))
+        let offset = answer
+            .headers
+            .as_ref()
+            .and_then(|headers| headers.get(session::OFFSET_HEADER))
+            .map(|value| value.as_str().to_owned());
+        Ok((body_of(&answer)?, offset))
     }
 
     /// Sends a command whose reply comes in parts, and returns the reply's body.

@@ -61,7 +61,7 @@ pub struct Incoming {
     pub signed: Option<SignedHeaders>,
     /// The headers of a request of a session, if it has all that each must have.
     pub session: Option<SessionHeaders>,
-    /// The headers of a request of an upload, if it has them.
+    /// The headers of a request of an upload or a download, if it has them.
     pub transfer: Option<TransferHeaders>,
     /// Whether it came from a hub, and not from a client of this server.
     pub from_hub: bool,
@@ -93,12 +93,12 @@ pub struct SessionHeaders {
     pub signature: String,
 }
 
-/// The headers of a request of an upload, as they arrived.
+/// The headers of a request of an upload or a download, as they arrived.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TransferHeaders {
-    /// The upload.
+    /// The upload or the download.
     pub upload: String,
-    /// The offset of a write.
+    /// The offset of a write or a read.
     pub offset: Option<String>,
 }
 

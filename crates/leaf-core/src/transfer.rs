@@ -1,4 +1,8 @@
-//! Transfers of store paths to a leaf, as `docs/protocol/transfers.md` says: the messages, for both sides.
+//! Transfers of store paths to a leaf and back, as `docs/protocol/transfers.md` says: the messages, for both sides.
+
+pub mod cache;
+pub mod path_info;
+pub mod stored;
 
 use std::collections::BTreeSet;
 
@@ -9,11 +13,11 @@ use uuid::Uuid;
 
 use crate::id::StorePath;
 
-/// The noun of the requests of an upload.
+/// The noun of the requests of a transfer.
 pub const NOUN: &str = "transfer";
-/// The header with the id of an upload.
+/// The header with the id of an upload or a download.
 pub const UPLOAD_HEADER: &str = "Leaf-Transfer";
-/// The most bytes of one write.
+/// The most bytes of one write or read.
 pub const CHUNK_BYTES: usize = 128 * 1024;
 /// The maximum number of paths of a `nix.put`.
 pub const MOST_PATHS: usize = 512;
@@ -22,7 +26,7 @@ const MOST_SIGNATURES: usize = 16;
 /// The maximum length of a content address or of a signature, in bytes.
 const MAX_TEXT_BYTES: usize = 256;
 
-/// A store path that a caller means to send.
+/// A store path that a caller means to send, or gets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SentPath {
@@ -41,6 +45,9 @@ pub struct SentPath {
     /// Its signatures, as Nix's `sigs`: at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub signatures: Vec<String>,
+    /// The derivation that it is an output of, where that is known. A leaf of an older version refuses it in a `nix.put`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deriver: Option<StorePath>,
 }
 
 impl SentPath {
@@ -164,6 +171,7 @@ mod tests {
             references: references.iter().copied().map(path).collect(),
             content_address: None,
             signatures: Vec::new(),
+            deriver: None,
         }
     }
 

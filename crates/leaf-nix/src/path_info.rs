@@ -1,8 +1,11 @@
 //! The output of `nix path-info --json`, in the shapes of all versions since 2.8.
 
-use data_encoding::{BASE64, HEXLOWER};
 use leaf_core::id::StorePath;
+pub(crate) use leaf_core::transfer::path_info::{sha256, store_path};
 use serde_json::{Map, Value};
+
+/// The minor version of Nix 2 that is known to choose the format of `nix path-info --json` by a flag.
+pub(crate) const JSON_FORMAT: u32 = 34;
 
 /// The information of Nix about a valid store path.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,26 +62,6 @@ fn read_path_info(value: &Value, path: &StorePath) -> Result<PathInfo, String> {
     })
 }
 
-/// Returns a SHA-256 in hexadecimal: of `sha256-…` in base64, or of the object of the newest versions.
-pub(crate) fn sha256(hash: &Value) -> Option<String> {
-    let base64 = match hash {
-        Value::String(text) => text.strip_prefix("sha256-")?,
-        hash => {
-            let of = |field: &str| hash.get(field).and_then(Value::as_str);
-            if of("algorithm") != Some("sha256") {
-                return None;
-            }
-            match of("format") {
-                Some("base64") => of("hash")?,
-                Some("base16") => return of("hash").map(str::to_owned),
-                _ => return None,
-            }
-        }
-    };
-    let bytes = BASE64.decode(base64.as_bytes()).ok()?;
-    (bytes.len() == 32).then(|| HEXLOWER.encode(&bytes))
-}
-
 fn find_info<'a>(value: &'a Value, path: &StorePath) -> Option<&'a Map<String, Value>> {
     if let Some(list) = value.as_array() {
         return list
@@ -89,16 +72,6 @@ fn find_info<'a>(value: &'a Value, path: &StorePath) -> Option<&'a Map<String, V
     let infos = value.get("info").unwrap_or(value);
     let base = path.as_str().trim_start_matches("/nix/store/");
     infos.get(path.as_str()).or_else(|| infos.get(base))?.as_object()
-}
-
-/// Parses a store path or its base name.
-pub(crate) fn store_path(text: &str) -> Result<StorePath, String> {
-    let text = if text.starts_with('/') {
-        text.to_owned()
-    } else {
-        format!("/nix/store/{text}")
-    };
-    StorePath::new(text).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

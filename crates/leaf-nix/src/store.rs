@@ -1,24 +1,27 @@
-//! Adds store paths that callers sent, as `docs/protocol/transfers.md` says: what the store lacks, adding, and holding.
+//! Adds store paths that callers sent, and reads those that they get, as `docs/protocol/transfers.md` says: what the store has and lacks,
+//! adding, and holding.
 //!
 //! Nix adds them from a directory that has the form of a binary cache. So it compares hashes and content addresses, and asks for the
 //! signature of a trusted key where a name does not follow from the contents. Nothing here switches that off.
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use leaf_core::error::chain;
 use leaf_core::id::StorePath;
-use leaf_core::transfer::SentPath;
+use leaf_core::transfer::path_info::sent_paths;
+use leaf_core::transfer::{SentPath, cache};
 use leaf_host::process::{self, Bounds};
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 use crate::NixError;
 use crate::nix::Nix;
+use crate::path_info::JSON_FORMAT;
 
 /// The bounds of looking and of holding.
 const SHORT: Bounds = Bounds {
@@ -32,54 +35,88 @@ const LONG: Bounds = Bounds {
     ..SHORT
 };
 
-/// Returns the name of the file with the NAR of the path with this number, in the directory of a binary cache.
-#[must_use]
-pub fn nar_name(number: usize) -> String {
-    format!("{number}.nar")
-}
-
 /// Writes the descriptions of a binary cache in a directory in which the NARs are.
 ///
 /// # Errors
 /// A file can't be written.
 pub fn write_cache(directory: &Path, paths: &[SentPath]) -> io::Result<()> {
-    fs::write(directory.join("nix-cache-info"), "StoreDir: /nix/store\n")?;
+    fs::write(directory.join(cache::INFO_NAME), cache::INFO)?;
     for (number, sent) in paths.iter().enumerate() {
-        let hash = base_name(&sent.path).split('-').next().unwrap_or_default();
-        fs::write(directory.join(format!("{hash}.narinfo")), narinfo(number, sent))?;
+        let name = cache::narinfo_name(&sent.path);
+        fs::write(directory.join(name), cache::narinfo(number, sent))?;
     }
     Ok(())
-}
-
-/// Returns the description of a path. All texts in it are checked: none has a line feed.
-fn narinfo(number: usize, sent: &SentPath) -> String {
-    let references: Vec<&str> = sent.references.iter().map(base_name).collect();
-    let mut text = format!(
-        "StorePath: {}\nURL: {}\nCompression: none\nNarHash: sha256:{}\nNarSize: {}\nReferences: {}\n",
-        sent.path,
-        nar_name(number),
-        sent.nar_sha256().unwrap_or_default(),
-        sent.nar_size,
-        references.join(" ")
-    );
-    if let Some(address) = &sent.content_address {
-        writeln!(text, "CA: {address}").expect("writing to a String can't fail");
-    }
-    for signature in &sent.signatures {
-        writeln!(text, "Sig: {signature}").expect("writing to a String can't fail");
-    }
-    text
-}
-
-fn base_name(path: &StorePath) -> &str {
-    path.as_str().trim_start_matches("/nix/store/")
 }
 
 fn is_derivation(path: &StorePath) -> bool {
     path.as_str().ends_with(".drv")
 }
 
+/// The bounds of listing closures.
+const LISTS: Bounds = Bounds {
+    stdout_bytes: 32 << 20,
+    ..SHORT
+};
+
 impl Nix {
+    /// Returns what Nix says of valid paths of the store, or of all of their closure, in any order.
+    ///
+    /// # Errors
+    /// [`NixError::Store`]: one of them is not in the store.
+    pub async fn stored(&self, paths: &[StorePath], closure: bool) -> Result<Vec<SentPath>, NixError> {
+        let what = "can't look into the store";
+        let version = self.check().await?;
+        let (derivations, others): (Vec<&StorePath>, _) = paths.iter().partition(|path| is_derivation(path));
+        let mut all: Vec<SentPath> = Vec::new();
+        for (paths, flags) in [(others, &[][..]), (derivations, &["--derivation"])] {
+            if paths.is_empty() {
+                continue;
+            }
+            let mut command = self.store_command("nix");
+            command.args([
+                "path-info",
+                "--extra-experimental-features",
+                "nix-command",
+                "--json",
+            ]);
+            // Without it the newest Nix warns, and later ones fail.
+            if version.is_since(JSON_FORMAT) {
+                command.args(["--json-format", "1"]);
+            }
+            command.args(flags).args(closure.then_some("--recursive"));
+            command.arg("--").args(paths.iter().map(|path| path.as_str()));
+            let stdout = run(what, command, LISTS).await?;
+            let listed = sent_paths(stdout.as_bytes()).map_err(|why| NixError::Store { what, why })?;
+            all.extend(listed);
+        }
+        let mut seen = BTreeSet::new();
+        all.retain(|sent| seen.insert(sent.path.clone()));
+        Ok(all)
+    }
+
+    /// Starts the program that prints the NAR of a path of the store.
+    ///
+    /// # Errors
+    /// It can't be started.
+    pub fn dump(&self, path: &StorePath) -> io::Result<Child> {
+        let mut command = self.store_command("nix");
+        command.args([
+            "store",
+            "dump-path",
+            "--extra-experimental-features",
+            "nix-command",
+        ]);
+        command.args(is_derivation(path).then_some("--derivation"));
+        command
+            .arg("--")
+            .arg(path.as_str())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+    }
+
     /// Returns those of these paths that are not in the store.
     ///
     /// # Errors
@@ -184,36 +221,4 @@ async fn run(what: &'static str, command: Command, bounds: Bounds) -> Result<Str
         }));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_description_has_what_nix_compares() {
-        let path = |name: &str| {
-            StorePath::new(format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{name}")).expect("a path")
-        };
-        let mut sent = SentPath {
-            path: path("a"),
-            nar_hash: "sha256-AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned(),
-            nar_size: 120,
-            references: vec![path("b"), path("c")],
-            content_address: None,
-            signatures: Vec::new(),
-        };
-        let zeros = "0".repeat(64);
-        let bare = format!(
-            "StorePath: /nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a\nURL: 3.nar\nCompression: none\nNarHash: sha256:{zeros}\n\
-             NarSize: 120\nReferences: 00bgd045z0d4icpbc2yyz4gx48ak44la-b 00bgd045z0d4icpbc2yyz4gx48ak44la-c\n"
-        );
-        assert_eq!(narinfo(3, &sent), bare);
-        sent.content_address = Some("text:sha256:x".to_owned());
-        sent.signatures = vec!["k:1".to_owned(), "l:2".to_owned()];
-        assert_eq!(
-            narinfo(3, &sent),
-            format!("{bare}CA: text:sha256:x\nSig: k:1\nSig: l:2\n")
-        );
-    }
 }

@@ -7,6 +7,7 @@ mod command_line;
 mod commands;
 #[cfg(test)]
 mod documents;
+mod download;
 mod error;
 mod fleet;
 mod fleet_keys;
@@ -14,6 +15,7 @@ mod global;
 mod gpg;
 mod interrupt;
 mod leaf;
+mod local_nix;
 mod output;
 mod progress;
 mod selection;

@@ -26,24 +26,33 @@ pub(crate) async fn waiting<T>(what: &'static str, work: impl Future<Output = T>
     done
 }
 
-/// The progress of an upload on standard error: a bar on a terminal, a line at the beginning elsewhere.
-pub(crate) struct UploadBar(ProgressBar);
+/// The progress of an upload or a download on standard error: a bar on a terminal, a line at the beginning elsewhere.
+pub(crate) struct TransferBar(ProgressBar);
 
-impl UploadBar {
-    /// Returns the bar of so many bytes; it shows nothing if not `wanted`.
-    pub(crate) fn new(wanted: bool, bytes: u64) -> Self {
+impl TransferBar {
+    /// Returns the bar of an upload of so many bytes; it shows nothing if not `wanted`.
+    pub(crate) fn of_upload(wanted: bool, bytes: u64) -> Self {
+        Self::new(wanted, "sending", " of sources", bytes)
+    }
+
+    /// Returns the bar of a download of so many bytes; it shows nothing if not `wanted`.
+    pub(crate) fn of_download(wanted: bool, bytes: u64) -> Self {
+        Self::new(wanted, "getting", "", bytes)
+    }
+
+    fn new(wanted: bool, verb: &str, what: &str, bytes: u64) -> Self {
         let terminal = std::io::stderr().is_terminal();
         if wanted && !terminal {
-            tell(format!("sending {} of sources", crate::output::size(bytes)).as_str());
+            tell(format!("{verb} {}{what}", crate::output::size(bytes)).as_str());
         }
         let target = if wanted && terminal {
             ProgressDrawTarget::stderr()
         } else {
             ProgressDrawTarget::hidden()
         };
-        let template = "sending {bar:30.green} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        let style =
-            ProgressStyle::with_template(template).expect("the template is of the form that indicatif reads");
+        let template = format!("{verb} {{bar:30.green}} {{bytes}}/{{total_bytes}} {{bytes_per_sec}} {{eta}}");
+        let style = ProgressStyle::with_template(&template)
+            .expect("the template is of the form that indicatif reads");
         Self(ProgressBar::with_draw_target(Some(bytes), target).with_style(style))
     }
 

@@ -1,7 +1,6 @@
 //! Sends store paths to a leaf: the client's side of `docs/protocol/transfers.md`.
 
 use std::collections::VecDeque;
-use std::process::Stdio;
 use std::time::Duration;
 
 use futures::StreamExt as _;
@@ -12,13 +11,14 @@ use leaf_core::id::StorePath;
 use leaf_core::problem::ProblemCode;
 use leaf_core::transfer::{Received, SentPath, UploadState};
 use tokio::io::AsyncReadExt as _;
-use tokio::process::{Child, ChildStdout, Command};
+use tokio::process::{Child, ChildStdout};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::error::Error;
 use crate::leaf::Leaf;
-use crate::progress::UploadBar;
+use crate::local_nix::LocalNix;
+use crate::progress::TransferBar;
 
 /// The writes that are under way.
 const WINDOW: usize = 6;
@@ -40,12 +40,12 @@ const HEADER_ROOM: usize = 1024;
 type Chunk = (u64, bytes::Bytes);
 
 /// Sends what the leaf lacks of these paths, and returns once they are in its store.
-pub(crate) async fn send(leaf: &Leaf, paths: &[SentPath]) -> Result<(), Error> {
+pub(crate) async fn send(leaf: &Leaf, nix: &LocalNix, paths: &[SentPath]) -> Result<(), Error> {
     for _ in 0..MOST_UPLOADS {
         let request = PutPaths {
             paths: paths.to_vec(),
         };
-        let lacking = leaf.call_slow(&request).await?;
+        let lacking = patiently(async || leaf.call_slow(&request).await).await?;
         let Some(upload) = lacking.upload else {
             return Ok(());
         };
@@ -61,11 +61,11 @@ pub(crate) async fn send(leaf: &Leaf, paths: &[SentPath]) -> Result<(), Error> {
             upload,
             total,
             chunk_bytes: lacking.chunk_bytes.min(room).max(1),
-            bar: UploadBar::new(leaf.is_alone(), total),
+            bar: TransferBar::of_upload(leaf.is_alone(), total),
             received: lacking.received,
             moved_at: Instant::now(),
         };
-        match sending.run(Nars::from(lacks, lacking.received)).await {
+        match sending.run(Nars::from(nix, lacks, lacking.received)).await {
             // It was removed, or leafd was started again after it was added.
             Err(Error::Problem(problem)) if problem.code == ProblemCode::NotFound => {}
             ended => return ended,
@@ -83,7 +83,7 @@ struct Sending<'a> {
     upload: Uuid,
     total: u64,
     chunk_bytes: usize,
-    bar: UploadBar,
+    bar: TransferBar,
     /// How many bytes the leaf has.
     received: u64,
     /// When that became more.
@@ -91,7 +91,7 @@ struct Sending<'a> {
 }
 
 impl Sending<'_> {
-    async fn run(&mut self, mut nars: Nars) -> Result<(), Error> {
+    async fn run(&mut self, mut nars: Nars<'_>) -> Result<(), Error> {
         // What was read and has not arrived, and how much of that is under way.
         let mut open: VecDeque<Chunk> = VecDeque::new();
         let mut sent = 0;
@@ -193,8 +193,24 @@ impl Sending<'_> {
     }
 }
 
-/// The NARs of store paths of this machine, one after the other: what `nix-store --dump` prints.
-struct Nars {
+/// Asks until the leaf takes the question: it looks into a few of a caller at once.
+pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let began = Instant::now();
+    let mut pause = LEAST_PAUSE;
+    loop {
+        match ask().await {
+            Err(Error::Problem(problem))
+                if problem.code == ProblemCode::Overloaded && began.elapsed() < PATIENCE => {}
+            answer => return answer,
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(MOST_PAUSE);
+    }
+}
+
+/// The NARs of store paths of this machine, one after the other.
+struct Nars<'a> {
+    nix: &'a LocalNix,
     paths: VecDeque<(StorePath, u64)>,
     /// The offset of the next byte.
     offset: u64,
@@ -204,9 +220,9 @@ struct Nars {
     open: Option<(Child, ChildStdout, u64)>,
 }
 
-impl Nars {
+impl<'a> Nars<'a> {
     /// Returns the NARs from an offset of all together on.
-    fn from(paths: Vec<(StorePath, u64)>, offset: u64) -> Self {
+    fn from(nix: &'a LocalNix, paths: Vec<(StorePath, u64)>, offset: u64) -> Self {
         let mut paths = VecDeque::from(paths);
         let mut skipped = offset;
         while let Some((_, bytes)) = paths.front()
@@ -216,6 +232,7 @@ impl Nars {
             paths.pop_front();
         }
         Self {
+            nix,
             paths,
             offset,
             skipped,
@@ -233,14 +250,10 @@ impl Nars {
         let (mut child, mut output, left) = match self.open.take() {
             Some(open) => open,
             None => {
-                let mut child = Command::new("nix-store")
-                    .args(["--dump", path.as_str()])
-                    .stdin(Stdio::null())
-                    .stdout(Stdio::piped())
-                    .stderr(Stdio::piped())
-                    .kill_on_drop(true)
-                    .spawn()
-                    .map_err(|error| failed(format!("can't run nix-store: {error}")))?;
+                let mut child = self
+                    .nix
+                    .dump(&path)
+                    .map_err(|error| failed(format!("can't run nix: {error}")))?;
                 let mut output = child
                     .stdout
                     .take()

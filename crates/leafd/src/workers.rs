@@ -297,6 +297,26 @@ impl Workers {
                     self.reply(responder, id, Err(problem));
                 }
             }
+            Question::Stored {
+                caller,
+                paths,
+                closure,
+            } => {
+                let wanted = transfers::Message::Get(transfers::Wanted {
+                    caller,
+                    paths,
+                    closure,
+                    id: id.clone(),
+                    responder,
+                });
+                if let Err(error) = self.equipment.transfers.try_send(wanted)
+                    && let transfers::Message::Get(wanted) = error.into_inner()
+                {
+                    let why = "too many transfers begin at once: try again later";
+                    let problem = Problem::new(ProblemCode::Overloaded, why);
+                    self.reply(wanted.responder, id, Err(problem));
+                }
+            }
             Question::Generations => {
                 let hub = self.equipment.hub.clone();
                 self.reply_with(responder, id, move || {

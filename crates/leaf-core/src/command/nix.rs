@@ -13,6 +13,7 @@ use crate::placement::offer::Offer;
 use crate::placement::work::Work;
 use crate::provenance::envelope::Envelope;
 use crate::session::SessionTask;
+use crate::transfer::stored::Stored;
 use crate::transfer::{Lacking, SentPath};
 
 commands! {
@@ -188,6 +189,19 @@ commands! {
         /// The store paths: at most 512.
         paths: Vec<SentPath>,
     } -> Lacking
+
+    /// Says what the leaf's store has of these store paths, and offers their NARs to be read. Nothing is recorded; the leaf holds
+    /// the paths for a day.
+    Get: GetPaths = "get" {
+        kind: Query, about: Leaf, needs: Nix, disk: Untouched, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// The store paths: at most 512.
+        paths: Vec<StorePath>,
+        /// Whether their closure is listed, at most 8192 paths, instead of their NARs being offered.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        closure: bool,
+    } -> Stored
 
     /// Deletes what nothing needs from the Nix store: no GC root, no running build, no container and no result of a job. It is
     /// admitted where the disk is too full for other commands.

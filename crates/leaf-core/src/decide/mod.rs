@@ -34,7 +34,7 @@ use crate::address_pool::AddressPool;
 use crate::command::Command;
 use crate::container::Container;
 use crate::event::Fact;
-use crate::id::{Caller, ContainerName, JobId, LeafName};
+use crate::id::{Caller, ContainerName, JobId, LeafName, StorePath};
 use crate::job::NixPolicy;
 use crate::labels::Labels;
 use crate::placement::pressure::Pressure;
@@ -177,6 +177,15 @@ pub enum Question {
     Generations,
     /// The store paths that the leaf lacks, of those that this caller means to send. They have been checked.
     Lacking(Caller, Vec<SentPath>),
+    /// What the leaf's store has of paths that this caller means to get.
+    Stored {
+        /// The caller.
+        caller: Caller,
+        /// The paths, which have been checked.
+        paths: Vec<StorePath>,
+        /// Whether their closure is listed.
+        closure: bool,
+    },
 }
 
 /// Decides a command.

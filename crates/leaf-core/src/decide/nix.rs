@@ -38,6 +38,15 @@ pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Res
             let question = Question::Lacking(context.caller.clone(), c.paths.clone());
             return Ok(only(Reply::FromHost(question)));
         }
+        Command::Get(c) => {
+            transfer::stored::check_wanted(&c.paths).map_err(invalid)?;
+            let question = Question::Stored {
+                caller: context.caller.clone(),
+                paths: c.paths.clone(),
+                closure: c.closure,
+            };
+            return Ok(only(Reply::FromHost(question)));
+        }
         Command::Offer(c) => return Ok(only(known(&offer(state, &c.build, context)))),
         Command::Build(c) => {
             let (task, demand) = build(c, context)?;

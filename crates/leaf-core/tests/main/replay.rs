@@ -198,7 +198,8 @@ proptest! {
                     Question::Recipient
                     | Question::Challenge(_)
                     | Question::Generations
-                    | Question::Lacking(..),
+                    | Question::Lacking(..)
+                    | Question::Stored { .. },
                 ) => {}
             }
         }

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::command_line::program;
 use crate::installable::{Run, Target};
 use crate::internal_json::Tracker;
-use crate::path_info::PathInfos;
+use crate::path_info::{JSON_FORMAT, PathInfos};
 use crate::policy;
 use crate::source::{metadata, read_metadata};
 use crate::version::NixVersion;
@@ -25,9 +25,6 @@ pub(crate) use result::read_build;
 
 /// The number of further derivations that a result lists, since a result is a part of events.
 const MOST_OTHERS: usize = 32;
-
-/// The minor version of Nix 2 that is known to choose the format of `nix path-info --json` by a flag.
-const JSON_FORMAT: u32 = 34;
 
 /// The task of the order of a build that is more than one installable with all of its outputs.
 pub const TASK: &str = "build";

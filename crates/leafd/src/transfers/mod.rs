@@ -1,9 +1,11 @@
-//! Uploads: store paths that callers send, as `docs/protocol/transfers.md` says.
+//! Uploads and downloads: store paths that callers send and get, as `docs/protocol/transfers.md` says.
 //!
 //! [`Transfers`] has the list of uploads and their bounds. Each [upload](upload::Upload) is a task with its own [files](spool::Spool),
-//! so that a slow one holds up no other.
+//! so that a slow one holds up no other. [`downloads`] has the same of downloads, each of which is a task, too.
 
 mod asking;
+mod download;
+mod downloads;
 mod host;
 mod spool;
 mod upload;
@@ -27,10 +29,12 @@ use tokio::time::{Instant, MissedTickBehavior};
 use uuid::Uuid;
 
 use asking::{Asked, Asking};
+use downloads::Downloads;
 use host::release;
 use spool::{Description, Spool};
 use upload::{Status, Told, Upload, answer};
 
+pub use downloads::Wanted;
 pub use host::Host;
 
 /// The uploads of one caller that have not ended.
@@ -56,10 +60,10 @@ const LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The room for headers in a message.
 const HEADER_ROOM: usize = 1024;
 
-/// Returns whether it is a request of an upload, which is none of the engine's.
+/// Returns whether it is a request of an upload or a download, which is none of the engine's.
 #[must_use]
 pub fn is_request(incoming: &Incoming) -> bool {
-    incoming.noun == NOUN && matches!(incoming.verb.as_str(), "write" | "show")
+    incoming.noun == NOUN && matches!(incoming.verb.as_str(), "write" | "show" | "read")
 }
 
 /// What the task of uploads is told.
@@ -76,6 +80,8 @@ pub enum Message {
         /// Sends the reply.
         responder: Responder,
     },
+    /// A caller asks what the store has of paths.
+    Get(Wanted),
     /// These texts name what open jobs are about.
     Jobs(BTreeSet<String>),
 }
@@ -91,6 +97,7 @@ pub struct Transfers {
     asking: Asking,
     uploads: JoinSet<()>,
     questions: JoinSet<Answered>,
+    downloads: Downloads,
 }
 
 struct Entry {
@@ -170,8 +177,10 @@ impl Transfers {
             }
             return std::future::pending().await;
         };
+        let host = Arc::new(host);
         let mut transfers = Self {
-            host: Arc::new(host),
+            downloads: Downloads::new(host.clone()),
+            host,
             all: BTreeMap::new(),
             ended: VecDeque::new(),
             asking: Asking::default(),
@@ -186,6 +195,7 @@ impl Transfers {
             tokio::select! {
                 Some(message) = messages.recv(), if transfers.questions.len() < QUESTIONS => match message {
                     Message::Put { caller, paths, id, responder } => transfers.ask(caller, paths, id, responder).await,
+                    Message::Get(wanted) => transfers.downloads.ask(wanted).await,
                     Message::Jobs(texts) => drop(transfers.host.named.send_replace(texts)),
                 },
                 Some(incoming) = requests.recv() => transfers.request(incoming).await,
@@ -193,9 +203,9 @@ impl Transfers {
                     Ok(answered) => transfers.reply(answered).await,
                     Err(error) => tracing::error!(%error, "the search for what a caller lacks ended early: the caller gets no reply"),
                 },
+                done = transfers.downloads.next() => transfers.downloads.settle(done).await,
                 Some(_) = transfers.uploads.join_next() => transfers.settle(),
                 _ = look.tick() => transfers.give_up(),
-                else => return std::future::pending().await,
             }
         }
     }
@@ -434,6 +444,9 @@ impl Transfers {
 
     /// Handles a request of an upload.
     async fn request(&mut self, incoming: Incoming) {
+        if incoming.verb == "read" {
+            return self.downloads.read(incoming).await;
+        }
         let Incoming {
             caller,
             verb,
@@ -495,6 +508,7 @@ impl Transfers {
 
     /// Removes uploads that get no further, and links that no open job needs.
     fn give_up(&mut self) {
+        self.downloads.give_up();
         let silent = self.all.iter_mut().filter_map(|(id, entry)| {
             let silence = entry.silence()?;
             (silence >= KEPT || entry.began_at.elapsed() >= LIFE).then_some(*id)

@@ -9,7 +9,8 @@ use data_encoding::HEXLOWER;
 use leaf_core::id::Caller;
 use leaf_core::json::to_json;
 use leaf_core::transfer::SentPath;
-use leaf_nix::store::{nar_name, write_cache};
+use leaf_core::transfer::cache::nar_name;
+use leaf_nix::store::write_cache;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -231,6 +232,7 @@ mod tests {
             references: Vec::new(),
             content_address: None,
             signatures: Vec::new(),
+            deriver: None,
         }
     }
 

@@ -1,12 +1,15 @@
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use clap::Args;
 use leaf_core::command;
-use leaf_core::job::{Job, JobResult};
+use leaf_core::id::StorePath;
+use leaf_core::job::{BuildResult, Job, JobResult};
 
 pub(super) use super::follow::built;
 pub(crate) use super::follow::follow;
 use super::follow::origin_of;
+use super::get::Unsigned;
 use super::installables::installables;
 use super::local::Local;
 use super::out_link;
@@ -40,7 +43,12 @@ pub(crate) struct Build {
     /// Go on after a failure with whatever does not need what failed.
     #[arg(long)]
     keep_going: bool,
-    /// Link this path to the result, if the leaf runs on this machine.
+    /// Bring the result, with all that it needs, into the store of this machine.
+    #[arg(long, conflicts_with = "detach")]
+    get: bool,
+    #[command(flatten)]
+    unsigned: Unsigned,
+    /// Link this path to the result, if the leaf runs on this machine, or with --get.
     #[arg(long, short, value_name = "PATH", conflicts_with = "detach")]
     out_link: Option<PathBuf>,
     /// Print the job's id without waiting for its end.
@@ -59,6 +67,9 @@ impl Build {
                 "--local sends a flake to one leaf: it goes neither with --template nor with --any"
                     .to_owned(),
             ));
+        }
+        if self.unsigned.is_wanted() && !self.get {
+            return Err(Error::Usage("--no-check-sigs is about --get".to_owned()));
         }
         if let Some(link) = &self.out_link {
             out_link::check(link)?;
@@ -96,6 +107,9 @@ impl Build {
                 (leaf, job)
             }
         };
+        if let (true, Some(JobResult::Build(result))) = (self.get, &job.result) {
+            self.unsigned.get(&leaf, &outputs(result)).await?;
+        }
         if let (Some(link), Some(JobResult::Build(result))) = (&self.out_link, &job.result) {
             out_link::create(link, result).await?;
         }
@@ -104,6 +118,13 @@ impl Build {
         }
         output.document(&job, text)
     }
+}
+
+/// Returns the outputs that a result lists, each once.
+fn outputs(result: &BuildResult) -> Vec<StorePath> {
+    let all = std::iter::once(&result.outputs).chain(result.others.iter().map(|other| &other.outputs));
+    let all: BTreeSet<&StorePath> = all.flat_map(BTreeMap::values).collect();
+    all.into_iter().cloned().collect()
 }
 
 /// Returns a job's time limit in seconds.

@@ -4,8 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 
 use clap::Args;
@@ -14,11 +13,11 @@ use leaf_core::job::Installable;
 use leaf_core::transfer::SentPath;
 use serde_json::Value;
 use tokio::process::Command;
-use uuid::Uuid;
 
 use super::installables::{flake_reference, installables};
 use crate::error::Error;
 use crate::leaf::Leaf;
+use crate::local_nix::{LocalNix, Work};
 use crate::output::tell;
 use crate::upload;
 
@@ -119,7 +118,7 @@ async fn send(leaf: &Leaf, reference: &str) -> Result<String, Error> {
             wrapper.reference()
         }
     };
-    upload::send(leaf, &paths).await?;
+    upload::send(leaf, &LocalNix::default(), &paths).await?;
     drop(work);
     Ok(reference)
 }
@@ -173,6 +172,7 @@ impl Source {
             references: Vec::new(),
             content_address: Some(format!("fixed:r:{}", hash.trim())),
             signatures: Vec::new(),
+            deriver: None,
         })
     }
 
@@ -254,26 +254,6 @@ fn quoted(text: &str) -> String {
         .replace('"', "\\\"")
         .replace("${", "\\${");
     format!("\"{escaped}\"")
-}
-
-/// A directory whose links hold paths of this machine's store while they are sent.
-struct Work(PathBuf);
-
-impl Work {
-    fn make() -> Result<Self, Error> {
-        let directory = std::env::temp_dir().join(format!("leafctl-{}", Uuid::now_v7().simple()));
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&directory)
-            .map_err(|error| Error::Refused(format!("can't create {}: {error}", directory.display())))?;
-        Ok(Self(directory))
-    }
-}
-
-impl Drop for Work {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
 
 /// What a program has printed.

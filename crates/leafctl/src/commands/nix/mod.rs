@@ -10,6 +10,7 @@ pub(super) mod diff;
 mod eval;
 mod follow;
 mod gc;
+mod get;
 pub(super) mod installables;
 mod jobs;
 mod local;
@@ -33,6 +34,7 @@ commands! {
     Diff(diff::Diff),
     Develop(develop::Develop),
     Gc(gc::Gc),
+    Get(get::Get),
     Jobs(jobs::Jobs),
     Attach(attach::Attach),
     Log(log::Log),

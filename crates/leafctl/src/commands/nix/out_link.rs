@@ -25,7 +25,7 @@ pub(super) async fn create(link: &Path, result: &BuildResult) -> Result<(), Erro
     let links = links(link, result);
     if let Some((_, path)) = links.iter().find(|(_, path)| !Path::new(path.as_str()).exists()) {
         return Err(Error::Refused(format!(
-            "the build succeeded, but no link was made: {path} is not on this machine, and --out-link is for a leaf that runs here"
+            "the build succeeded, but no link was made: {path} is not on this machine: --get brings it here (`leafctl nix get {path}`)"
         )));
     }
     for (link, path) in links {

@@ -13,6 +13,8 @@ mod developing;
 mod escapes;
 #[path = "ctl/fleet.rs"]
 mod fleet;
+#[path = "ctl/getting.rs"]
+mod getting;
 #[path = "ctl/hub.rs"]
 mod hub;
 #[path = "ctl/hub_sessions.rs"]
@@ -130,6 +132,10 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("transfers: of many questions of one caller at once few are looked into, and where uploads are off nothing is sent", &[Need::Nix], sending::many),
         host.trial("transfers: offsets, hashes, names and uploads that lie put nothing into the store", &[Need::Nix], sending::lies),
         host.trial("transfers: a disk that fills ends the upload and leaves nothing of it", &[Need::Root, Need::Nix], sending::full_disk),
+        host.trial("leafctl: what a leaf has built is brought to this machine with all that it needs, if it is signed or that is waived, and linked", &[Need::Nix], getting::closures),
+        host.trial("transfers: a download is read at any offset, by its caller alone, until its end, and begun again after a restart", &[Need::Nix], getting::reads),
+        host.trial("transfers: a large path is got in bounded memory", &[Need::Nix], getting::bounded),
+        host.trial("leafctl: a disk of this machine that is too small for what is got is named, and nothing is left there", &[Need::Root, Need::Nix], getting::full_disk),
         host.trial("leafctl: garbage is collected by age, space and dry run, and never what a job holds", &[Need::Root, Need::Nix], collects),
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),

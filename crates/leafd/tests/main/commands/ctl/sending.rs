@@ -19,22 +19,22 @@ use super::signing::{Person, requiring};
 use super::*;
 use crate::support::HubSite;
 
-const WITHIN: Duration = Duration::from_secs(20);
+pub(super) const WITHIN: Duration = Duration::from_secs(20);
 
 /// A leaf with a store of its own, and a directory of the caller's.
-struct Site {
-    leaf: TestLeaf,
+pub(super) struct Site {
+    pub(super) leaf: TestLeaf,
     /// The context with which the person connects.
     context: PathBuf,
-    place: tempfile::TempDir,
+    pub(super) place: tempfile::TempDir,
 }
 
 impl Site {
-    async fn start() -> anyhow::Result<Self> {
+    pub(super) async fn start() -> anyhow::Result<Self> {
         Self::with(Setup::new()).await
     }
 
-    async fn with(setup: Setup) -> anyhow::Result<Self> {
+    pub(super) async fn with(setup: Setup) -> anyhow::Result<Self> {
         let place = tempfile::tempdir()?;
         let store = place.path().join("store").display().to_string();
         let leaf = setup.set("nix.options.store", store).start().await?;
@@ -43,12 +43,12 @@ impl Site {
         Ok(Self { leaf, context, place })
     }
 
-    fn tree(&self) -> PathBuf {
+    pub(super) fn tree(&self) -> PathBuf {
         self.place.path().join("tree")
     }
 
     /// A path as the leaf's store has it.
-    fn in_store(&self, path: &str) -> PathBuf {
+    pub(super) fn in_store(&self, path: &str) -> PathBuf {
         self.place.path().join("store").join(path.trim_start_matches('/'))
     }
 
@@ -61,7 +61,7 @@ impl Site {
             .collect()
     }
 
-    fn command(&self, directory: &Path, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, directory: &Path, arguments: &[&str]) -> Command {
         let mut command = command(arguments);
         command
             .env("LEAFCTL_CONTEXT", &self.context)
@@ -71,11 +71,11 @@ impl Site {
         command
     }
 
-    async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
+    pub(super) async fn ctl(&self, arguments: &[&str]) -> anyhow::Result<Output> {
         run(self.command(&self.tree(), arguments)).await
     }
 
-    async fn printed(&self, arguments: &[&str]) -> anyhow::Result<String> {
+    pub(super) async fn printed(&self, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.ctl(arguments).await?;
         ensure!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
         Ok(text(&output.stdout))
@@ -108,7 +108,7 @@ impl Site {
     }
 }
 
-const NIX_CONFIG: &str =
+pub(super) const NIX_CONFIG: &str =
     "experimental-features = nix-command flakes\nsubstituters =\nbuild-users-group =\nflake-registry =\n";
 /// git as it is without anybody's settings, and with submodules of this machine.
 const GIT: [(&str, &str); 5] = [
@@ -406,7 +406,7 @@ pub(super) async fn through_a_hub() -> anyhow::Result<()> {
 }
 
 /// The most memory that a process has had, in KiB.
-fn peak(pid: u32) -> anyhow::Result<u64> {
+pub(super) fn peak(pid: u32) -> anyhow::Result<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let number = line.and_then(|line| line.trim().split(' ').next());
@@ -440,7 +440,7 @@ pub(super) async fn bounded() -> anyhow::Result<()> {
 }
 
 /// A NAR of one file with this text.
-fn nar(content: &[u8]) -> Vec<u8> {
+pub(super) fn nar(content: &[u8]) -> Vec<u8> {
     let mut nar = Vec::new();
     for part in [
         &b"nix-archive-1"[..],
@@ -482,6 +482,7 @@ fn added(site: &Site, name: &str, content: &[u8]) -> anyhow::Result<SentPath> {
         references: Vec::new(),
         content_address: Some(format!("fixed:r:{hash}")),
         signatures: Vec::new(),
+        deriver: None,
     })
 }
 
@@ -527,7 +528,7 @@ impl Sender {
 }
 
 /// Connects as another caller.
-async fn client_of(site: &Site, caller: &str) -> anyhow::Result<Client> {
+pub(super) async fn client_of(site: &Site, caller: &str) -> anyhow::Result<Client> {
     let caller = Caller::new(caller)?;
     let credentials = site
         .leaf
@@ -539,7 +540,7 @@ async fn client_of(site: &Site, caller: &str) -> anyhow::Result<Client> {
     Ok(Client::connect(&settings, WITHIN).await?)
 }
 
-fn refused<T: std::fmt::Debug>(
+pub(super) fn refused<T: std::fmt::Debug>(
     result: Result<T, CallError>,
     code: ProblemCode,
     says: &str,
