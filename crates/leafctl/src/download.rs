@@ -44,6 +44,8 @@ pub(crate) struct Adding<'a> {
     pub(crate) checked: bool,
     /// The program that runs Nix, with its first arguments.
     pub(crate) wrap: Option<&'a [OsString]>,
+    /// The directory in which NARs are kept until they are added.
+    pub(crate) within: &'a Path,
 }
 
 /// What was got.
@@ -91,7 +93,7 @@ pub(crate) async fn get(leaf: &Leaf, adding: Adding<'_>, wanted: Vec<SentPath>) 
     for batch in batches(wanted) {
         // What a leaf says is data.
         check(&batch).map_err(|why| of_leaf(leaf, &why))?;
-        let work = Work::make()?;
+        let work = Work::make_in(adding.within)?;
         let mut reading = Reading {
             leaf,
             directory: &work.0,

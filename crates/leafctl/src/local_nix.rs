@@ -7,11 +7,16 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use leaf_core::id::StorePath;
+use leaf_core::transfer::SentPath;
+use leaf_core::transfer::path_info::sent_paths;
 use tokio::process::{Child, Command};
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::error::Error;
 
+/// The minor version of Nix 2 from which `nix path-info --json` is told its format.
+const JSON_FORMAT: u32 = 34;
 /// How much of what a program says is in an error.
 const MOST_WORDS: usize = 4000;
 /// The paths that a command line names at once.
@@ -24,6 +29,9 @@ pub(crate) struct LocalNix {
     store: Option<String>,
     /// Settings, as `--option` takes them.
     options: Vec<(String, String)>,
+    /// Variables of the environment.
+    variables: Vec<(&'static str, OsString)>,
+    version: OnceCell<Option<u32>>,
 }
 
 impl Default for LocalNix {
@@ -35,7 +43,26 @@ impl Default for LocalNix {
 impl LocalNix {
     /// Returns the program, which is looked up on the `PATH` if it is a name, with a store and settings.
     pub(crate) fn new(nix: PathBuf, store: Option<String>, options: Vec<(String, String)>) -> Self {
-        Self { nix, store, options }
+        Self {
+            nix,
+            store,
+            options,
+            variables: Vec::new(),
+            version: OnceCell::new(),
+        }
+    }
+
+    /// Returns the same Nix with a variable in the environment of its programs.
+    pub(crate) fn with_variable(&self, name: &'static str, value: impl Into<OsString>) -> Self {
+        let mut variables = self.variables.clone();
+        variables.push((name, value.into()));
+        Self {
+            nix: self.nix.clone(),
+            store: self.store.clone(),
+            options: self.options.clone(),
+            variables,
+            version: self.version.clone(),
+        }
     }
 
     fn command(&self, program: &str) -> Command {
@@ -43,7 +70,10 @@ impl LocalNix {
             "nix" => self.nix.clone(),
             other => self.nix.with_file_name(other),
         });
-        command.stdin(Stdio::null()).kill_on_drop(true);
+        command
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
         command
     }
 
@@ -53,6 +83,20 @@ impl LocalNix {
         let options = options.flat_map(|(name, value)| ["--option", name.as_str(), value.as_str()]);
         let store = self.store.iter().flat_map(|store| ["--store", store.as_str()]);
         options.chain(store).collect()
+    }
+
+    /// Returns the minor version of Nix 2; nothing if that is unknown.
+    pub(crate) async fn minor_version(&self) -> Option<u32> {
+        let find = || async {
+            let mut command = self.command("nix");
+            command.arg("--version");
+            let said = run("nix", command).await.ok()?;
+            let version = said.trim().rsplit(' ').next()?;
+            let mut parts = version.split('.');
+            (parts.next() == Some("2")).then_some(())?;
+            parts.next()?.parse().ok()
+        };
+        *self.version.get_or_init(find).await
     }
 
     /// Returns those of these paths that the store lacks.
@@ -74,6 +118,44 @@ impl LocalNix {
             }
         }
         Ok(lacks)
+    }
+
+    /// Returns what Nix says of paths, or of all of the closure; `derivations` says which of both kinds they are.
+    pub(crate) async fn stored(
+        &self,
+        paths: &[StorePath],
+        derivations: bool,
+        closure: bool,
+    ) -> Result<Vec<SentPath>, Error> {
+        let format = self
+            .minor_version()
+            .await
+            .is_some_and(|minor| minor >= JSON_FORMAT);
+        let mut all = Vec::new();
+        for paths in paths.chunks(MOST_ARGUMENTS) {
+            let mut command = self.command("nix");
+            command.args([
+                "path-info",
+                "--extra-experimental-features",
+                "nix-command",
+                "--json",
+            ]);
+            command
+                .args(self.arguments())
+                .args(format.then_some(["--json-format", "1"]).into_iter().flatten())
+                .args(derivations.then_some("--derivation"))
+                .args(closure.then_some("--recursive"))
+                .arg("--")
+                .args(paths.iter().map(StorePath::as_str));
+            let said = run("nix", command).await?;
+            let listed = sent_paths(said.as_bytes());
+            all.extend(
+                listed.map_err(|why| Error::Refused(format!("nix path-info on this machine: {why}")))?,
+            );
+        }
+        let mut seen = BTreeSet::new();
+        all.retain(|sent| seen.insert(sent.path.clone()));
+        Ok(all)
     }
 
     /// Starts the program that prints the NAR of a path.
@@ -116,6 +198,7 @@ impl LocalNix {
                 command
                     .args(arguments)
                     .arg(nix)
+                    .envs(self.variables.iter().map(|(name, value)| (name, value)))
                     .stdin(Stdio::null())
                     .kill_on_drop(true);
             }
@@ -169,7 +252,12 @@ pub(crate) struct Work(pub(crate) PathBuf);
 impl Work {
     /// Makes it in the directory for temporary files.
     pub(crate) fn make() -> Result<Self, Error> {
-        let directory = std::env::temp_dir().join(format!("leafctl-{}", Uuid::now_v7().simple()));
+        Self::make_in(&std::env::temp_dir())
+    }
+
+    /// Makes it in a directory.
+    pub(crate) fn make_in(base: &Path) -> Result<Self, Error> {
+        let directory = base.join(format!("leafctl-{}", Uuid::now_v7().simple()));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&directory)

@@ -98,6 +98,7 @@ impl Test {
             if let Ok(oldest) = nats_server::oldest() {
                 environment.push((nats_server::OLDEST_VARIABLE, Some(oldest.into())));
             }
+            environment.push((nix_versions::VARIABLE, nix_versions::directories()));
             match pypi::securesystemslib() {
                 Ok(library) => environment.push((pypi::SECURESYSTEMSLIB_VARIABLE, Some(library.into()))),
                 Err(error) => eprintln!("note: no securesystemslib: {error:#}"),

@@ -4,7 +4,7 @@
 macro_rules! commands {
     ($($(#[$attribute:meta])* $name:ident($arguments:ty)),* $(,)?) => {
         #[derive(Debug, clap::Subcommand)]
-        pub(super) enum Command {
+        pub(in crate::commands) enum Command {
             $($(#[$attribute])* $name($arguments),)*
         }
 
@@ -101,7 +101,7 @@ impl Cli {
             Command::Leaf(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Hardware(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Container(command) => command.run(&Session::open(&self.global).await?, output).await,
-            Command::Nix(command) => command.run(&Session::open(&self.global).await?, output).await,
+            Command::Nix(command) => command.run(&self.global, output).await,
             Command::Session(command) => command.run(&Session::open(&self.global).await?, output).await,
             Command::Fleet(command) => command.run(&self.global, output).await,
             Command::System(command) => command.run(&Session::open(&self.global).await?, output).await,

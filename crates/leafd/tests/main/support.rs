@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 pub(crate) use agent::{Manner, TestAgent};
 pub(crate) use fleet_site::{FleetSite, free_port, key_file};
 pub(crate) use helper::ServedHelper;
-pub(crate) use host::{Host, Need, OLD_LEAFD, OPENPGP_LEAFD, SECURESYSTEMSLIB};
+pub(crate) use host::{FURTHER_NIX, Host, Need, OLD_LEAFD, OPENPGP_LEAFD, SECURESYSTEMSLIB};
 pub(crate) use hub::Hub;
 pub(crate) use hub_site::{HubSite, Weather, Wire};
 pub(crate) use leaf::{Setup, TestLeaf};

@@ -21,8 +21,23 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 pub(super) struct NixVersion {
     /// Its number, such as `2.26.3`.
     pub(super) number: String,
+    /// The directory of its programs.
+    pub(super) programs: PathBuf,
     /// The value of `PATH` with its programs in front.
     pub(super) path: OsString,
+}
+
+/// The variable with the directories of the programs of further versions, for tests that need several at once.
+pub(super) const VARIABLE: &str = "CIM_LEAF_FURTHER_NIX";
+
+/// Returns the directories of the programs of those versions that can be had, as in `PATH`; nothing if there is none.
+pub(super) fn directories() -> Option<OsString> {
+    let programs: Vec<PathBuf> = SUITES
+        .iter()
+        .filter_map(|suite| Some(of(suite).ok()?.programs))
+        .collect();
+    let joined = std::env::join_paths(programs).ok()?;
+    (!joined.is_empty()).then_some(joined)
 }
 
 /// Returns the Nix of a suite: the one that was unpacked before, or a new one.
@@ -51,9 +66,10 @@ pub(super) fn of(suite: &str) -> Result<NixVersion> {
         .last()
         .context("nix --version says nothing")?;
     let rest = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths(std::iter::once(programs).chain(std::env::split_paths(&rest)))?;
+    let path = std::env::join_paths(std::iter::once(programs.clone()).chain(std::env::split_paths(&rest)))?;
     Ok(NixVersion {
         number: number.to_owned(),
+        programs,
         path,
     })
 }

@@ -75,6 +75,7 @@ impl Unsigned {
             nix: &nix,
             checked: !self.no_check_sigs,
             wrap: None,
+            within: &std::env::temp_dir(),
         };
         let got = Box::pin(download::closure(leaf, adding, paths)).await;
         got.map_err(|error| match error {

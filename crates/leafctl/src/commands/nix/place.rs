@@ -282,7 +282,7 @@ fn has_features(builds: &Builds, features: &Features) -> bool {
 }
 
 /// Asks a leaf for its offer. One that wants a signature for the question gets the build without one, which it judges as well.
-async fn offer(session: &Session, leaf: &LeafName, build: &Build) -> Result<Offer, String> {
+pub(super) async fn offer(session: &Session, leaf: &LeafName, build: &Build) -> Result<Offer, String> {
     let options = CallOptions {
         timeout: OFFER_WITHIN,
         ..CallOptions::default()
@@ -305,7 +305,7 @@ async fn offer(session: &Session, leaf: &LeafName, build: &Build) -> Result<Offe
 }
 
 /// Returns whether an error of one leaf leaves the build to another: nothing was accepted there.
-fn goes_on(error: &Error) -> bool {
+pub(super) fn goes_on(error: &Error) -> bool {
     match error {
         Error::Problem(problem) => !matches!(
             problem.code,

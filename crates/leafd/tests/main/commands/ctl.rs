@@ -15,6 +15,8 @@ mod escapes;
 mod fleet;
 #[path = "ctl/getting.rs"]
 mod getting;
+#[path = "ctl/hooking.rs"]
+mod hooking;
 #[path = "ctl/hub.rs"]
 mod hub;
 #[path = "ctl/hub_sessions.rs"]
@@ -136,6 +138,12 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("transfers: a download is read at any offset, by its caller alone, until its end, and begun again after a restart", &[Need::Nix], getting::reads),
         host.trial("transfers: a large path is got in bounded memory", &[Need::Nix], getting::bounded),
         host.trial("leafctl: a disk of this machine that is too small for what is got is named, and nothing is left there", &[Need::Root, Need::Nix], getting::full_disk),
+        host.trial("leafctl: a stock Nix builds on leaves by the build hook, with features and several outputs, and has the outputs and the log", &[Need::Nix], hooking::builds_of_nix),
+        host.trial("leafctl: by the build hook, further versions of Nix add outputs whose locks they hold", &[Need::Root, Need::Nix, Need::FurtherNix], hooking::further_versions),
+        host.trial("leafctl: the build hook tells Nix that a builder failed, and declines what no leaf has", &[Need::Nix], hooking::refusals),
+        host.trial("leafctl: ten derivations are with the leaves at once by the build hook", &[Need::Nix], hooking::parallel),
+        host.trial("leafctl: where a leaf dies with a build of the hook, the next one builds it", &[Need::Nix], hooking::dead_builder),
+        host.trial("leafctl: where Nix is interrupted or killed, the job of its build hook is cancelled", &[Need::Nix], hooking::cancelled),
         host.trial("leafctl: garbage is collected by age, space and dry run, and never what a job holds", &[Need::Root, Need::Nix], collects),
         host.trial("leafctl: the templates of the checkout are found without a setting", &[Need::Nix], templates),
         host.trial("leafctl: Ctrl-C during a build exits with 130 and says that the job continues and how to cancel it", &[Need::Nix], interrupted),

@@ -28,10 +28,15 @@ pub(crate) enum Need {
     OpenPgp,
     /// The Python library securesystemslib, named in [`SECURESYSTEMSLIB`].
     Securesystemslib,
+    /// Nix of further versions, named in [`FURTHER_NIX`].
+    FurtherNix,
 }
 
 /// The variable that names the directory of securesystemslib, an implementation of DSSE that is not this project's.
 pub(crate) const SECURESYSTEMSLIB: &str = "CIM_LEAF_SECURESYSTEMSLIB";
+
+/// The variable with directories of programs of further versions of Nix, as in `PATH`.
+pub(crate) const FURTHER_NIX: &str = "CIM_LEAF_FURTHER_NIX";
 
 /// The variable that names a `leafd` with the cargo feature `openpgp`.
 pub(crate) const OPENPGP_LEAFD: &str = "CIM_LEAF_OPENPGP_LEAFD";
@@ -50,6 +55,7 @@ pub(crate) struct Host {
     helper: Option<String>,
     openpgp: Option<String>,
     securesystemslib: Option<String>,
+    further_nix: Option<String>,
 }
 
 /// The longest that a test may take, unless it says otherwise.
@@ -72,6 +78,9 @@ impl Host {
         let old_leafd = std::env::var_os(OLD_LEAFD)
             .is_none_or(|program| !Path::new(&program).is_file())
             .then(|| format!("needs a leafd of an earlier commit, named in {OLD_LEAFD}"));
+        let further_nix = std::env::var_os(FURTHER_NIX)
+            .is_none_or(|directories| directories.is_empty())
+            .then(|| format!("needs further versions of Nix, named in {FURTHER_NIX}"));
         let openpgp = if std::env::var_os(OPENPGP_LEAFD).is_none_or(|program| !Path::new(&program).is_file())
         {
             Some(format!(
@@ -97,6 +106,7 @@ impl Host {
             hub_agent,
             openpgp,
             securesystemslib,
+            further_nix,
             old_leafd,
             nats: nats.map(|error| format!("needs nats-server: {error}")),
             root,
@@ -117,6 +127,7 @@ impl Host {
             &self.helper,
             &self.openpgp,
             &self.securesystemslib,
+            &self.further_nix,
         ]
         .into_iter()
         .flatten()
@@ -136,6 +147,7 @@ impl Host {
             Need::Helper => self.helper.as_ref(),
             Need::OpenPgp => self.openpgp.as_ref(),
             Need::Securesystemslib => self.securesystemslib.as_ref(),
+            Need::FurtherNix => self.further_nix.as_ref(),
         }
     }
 

@@ -14,7 +14,7 @@ use super::*;
 const LEAVES: usize = 3;
 
 /// Returns the script of a builder that takes this many seconds.
-fn seconds(count: u32) -> String {
+pub(super) fn seconds(count: u32) -> String {
     format!(
         "i=0; while [ $i -lt {count} ]; do read -t 1 line < /dev/zero; i=$((i + 1)); done; echo done > $out"
     )
