@@ -28,6 +28,11 @@ use times::Times;
 const LEAF_INIT_VARIABLES: [&str; 2] = ["CIM_LEAF_STATIC_INIT", "CIM_LEAF_LEAF_INIT"];
 /// The variable with the path of leaf-helper's test program, for the tests on the test host.
 const HELPER_TESTS_VARIABLE: &str = "CIM_LEAF_HELPER_TESTS";
+/// The test programs that run with further versions of Nix as well, and the beginning of their tests' names, if those are not all.
+const WITH_OTHER_NIX: [(&str, Option<&str>); 2] = [
+    ("leaf-nix tests/main/main.rs", None),
+    ("leafd tests/main.rs", Some("transfers: ")),
+];
 
 /// Install what is missing, and run every test that can run here
 ///
@@ -149,13 +154,17 @@ impl Test {
     }
 
     fn job(&self, program: &Program, set_up: impl Fn(&mut Command)) -> Job<'static> {
+        Self::job_of(program, self.filter.as_deref(), set_up)
+    }
+
+    fn job_of(program: &Program, filter: Option<&str>, set_up: impl Fn(&mut Command)) -> Job<'static> {
         let mut command = Command::new(&program.file);
         // As cargo would start it.
         command
             .current_dir(&program.directory)
             .env("CARGO_MANIFEST_DIR", &program.directory)
             .args(["--color", "never"])
-            .args(&self.filter);
+            .args(filter);
         set_up(&mut command);
         Job {
             label: program.label.clone(),
@@ -171,26 +180,32 @@ impl Test {
         set_up: impl Fn(&mut Command) + Copy,
         tally: &mut Tally,
     ) -> Vec<Job<'static>> {
-        let of_nix = |program: &&Program| program.label == "leaf-nix tests/main/main.rs";
-        let Some(program) = programs.iter().find(of_nix) else {
-            tally.fail("leaf-nix tests/main/main.rs was not compiled");
-            return Vec::new();
-        };
         let mut jobs = Vec::new();
-        for suite in nix_versions::SUITES {
-            match nix_versions::of(suite) {
-                Ok(version) => {
-                    let mut job = self.job(program, |command| {
-                        set_up(command);
-                        command.env("PATH", &version.path);
-                    });
-                    job.label = format!("{} with Nix {}", program.label, version.number);
-                    jobs.push(job);
+        for (label, own) in WITH_OTHER_NIX {
+            let Some(program) = programs.iter().find(|program| program.label == label) else {
+                tally.fail(format!("{label} was not compiled"));
+                continue;
+            };
+            let filter = match (self.filter.as_deref(), own) {
+                (filter, None) | (None, filter) => filter,
+                (Some(filter), Some(own)) if filter.starts_with(own) => Some(filter),
+                // A program takes one filter.
+                (Some(_), Some(_)) => continue,
+            };
+            for suite in nix_versions::SUITES {
+                match nix_versions::of(suite) {
+                    Ok(version) => {
+                        let mut job = Self::job_of(program, filter, |command| {
+                            set_up(command);
+                            command.env("PATH", &version.path);
+                        });
+                        job.label = format!("{label} with Nix {}", version.number);
+                        jobs.push(job);
+                    }
+                    Err(error) => {
+                        tally.skip(format!("{label} with the Nix of {suite}"), format!("{error:#}"));
+                    }
                 }
-                Err(error) => tally.skip(
-                    format!("{} with the Nix of {suite}", program.label),
-                    format!("{error:#}"),
-                ),
             }
         }
         jobs

@@ -1,4 +1,4 @@
-//! Further versions of Nix, with which the tests of `leaf-nix` run as well: Debian's packages of other suites, unpacked in `target/tools`.
+//! Further versions of Nix, with which the tests of `leaf-nix`, and those of uploads, run as well: Debian's packages of other suites, unpacked in `target/tools`.
 //!
 //! Nothing of them is installed. Each program is a script that starts the unpacked one with its own dynamic linker and libraries, and without
 //! a build hook, for which it would start itself without them.
@@ -144,7 +144,7 @@ fn wrap(unpacked: &Path, programs: &Path) -> Result<()> {
             continue;
         };
         let text = format!(
-            "#!/bin/sh\nexport NIX_CONFIG='build-hook ='\nexec '{linker}' --argv0 '{name}' --library-path '{libraries}:{libraries}/nix' '{nix}' \"$@\"\n",
+            "#!/bin/sh\nexport NIX_CONFIG=\"${{NIX_CONFIG:-}}\nbuild-hook =\"\nexec '{linker}' --argv0 '{name}' --library-path '{libraries}:{libraries}/nix' '{nix}' \"$@\"\n",
             linker = linker.display(),
             libraries = libraries.display(),
             nix = unpacked.join("usr/bin/nix").display(),
