@@ -172,4 +172,43 @@ mod tests {
         assert!(kept(place.path(), &named)[0].is_needed);
         assert!(!kept(place.path(), &BTreeSet::new())[0].is_needed);
     }
+
+    #[test]
+    fn of_one_caller_the_oldest_are_given_up_and_of_others_none() {
+        let place = tempfile::tempdir().expect("a directory");
+        let path = |number: u32| format!("/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-{number}");
+        for caller in ["ann", "ben"] {
+            for number in 0..40 {
+                let directory = place.path().join(caller).join(number.to_string());
+                fs::create_dir_all(&directory).expect("a directory");
+                std::os::unix::fs::symlink(path(number), directory.join("path")).expect("a link");
+                let used = SystemTime::now() - Duration::from_secs(u64::from(40 - number));
+                let opened = fs::File::open(&directory).expect("a directory");
+                opened.set_modified(used).expect("it is this user's");
+            }
+        }
+        let named = [format!("path:{}#hello", path(0))].into();
+        release(&place.path().join("ann"), &named, MOST_HELD - 1);
+        let mut left: Vec<u32> = fs::read_dir(place.path().join("ann"))
+            .expect("a directory")
+            .map(|entry| {
+                entry
+                    .expect("an entry")
+                    .file_name()
+                    .to_string_lossy()
+                    .parse()
+                    .expect("a number")
+            })
+            .collect();
+        left.sort_unstable();
+        // One more is about to be made, and an open job names the oldest.
+        let expected: Vec<u32> = std::iter::once(0).chain(9..40).collect();
+        assert_eq!(left, expected);
+        assert_eq!(
+            fs::read_dir(place.path().join("ben"))
+                .expect("a directory")
+                .count(),
+            40
+        );
+    }
 }

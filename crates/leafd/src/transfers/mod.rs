@@ -177,16 +177,7 @@ impl Transfers {
             }
             return std::future::pending().await;
         };
-        let host = Arc::new(host);
-        let mut transfers = Self {
-            downloads: Downloads::new(host.clone()),
-            host,
-            all: BTreeMap::new(),
-            ended: VecDeque::new(),
-            asking: Asking::default(),
-            uploads: JoinSet::new(),
-            questions: JoinSet::new(),
-        };
+        let mut transfers = Self::new(host);
         transfers.find_earlier().await?;
         // Not at once: what open jobs name is not known yet.
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
@@ -207,6 +198,19 @@ impl Transfers {
                 Some(_) = transfers.uploads.join_next() => transfers.settle(),
                 _ = look.tick() => transfers.give_up(),
             }
+        }
+    }
+
+    fn new(host: Host) -> Self {
+        let host = Arc::new(host);
+        Self {
+            downloads: Downloads::new(host.clone()),
+            host,
+            all: BTreeMap::new(),
+            ended: VecDeque::new(),
+            asking: Asking::default(),
+            uploads: JoinSet::new(),
+            questions: JoinSet::new(),
         }
     }
 
@@ -582,29 +586,4 @@ async fn lacking(host: &Host, caller: &Caller, paths: &[SentPath]) -> Result<BTr
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn of_ended_uploads_the_last_ones_of_each_caller_are_remembered() {
-        let caller = |name: &str| Caller::new(name).expect("a caller");
-        let mut ended = VecDeque::new();
-        let first = Uuid::from_u128(1);
-        remember(&mut ended, (first, caller("other"), Err(no_upload())));
-        for number in 2..100 {
-            remember(
-                &mut ended,
-                (Uuid::from_u128(number), caller("a"), Err(no_upload())),
-            );
-        }
-        assert_eq!(ended.len(), 1 + ENDED_OF_A_CALLER);
-        assert_eq!((ended[0].0, ended[8].0), (first, Uuid::from_u128(99)));
-        for number in 0..1000_u128 {
-            remember(
-                &mut ended,
-                (Uuid::nil(), caller(&format!("c{number}")), Err(no_upload())),
-            );
-        }
-        assert_eq!(ended.len(), ENDED);
-    }
-}
+mod tests;
