@@ -129,21 +129,8 @@ async fn verdict(
         }
         let job = first_job(shared, first, told.id).await?;
         // While this was read, it may have been decided.
-        if shared.works.kept.borrow().deciding.contains_key(&key) {
-            return Ok(None);
-        }
-        let has_ended = job.is_some_and(|job| {
-            matches!(
-                job.phase,
-                JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled
-            )
-        });
-        let answer = if has_ended {
-            WorkVerdict::Ended
-        } else {
-            WorkVerdict::Held
-        };
-        return Ok(Some((answer, None)));
+        let is_deciding = shared.works.kept.borrow().deciding.contains_key(&key);
+        return Ok(to_first(is_deciding, job.as_ref()));
     }
     if let Some(fact) = recorded {
         return Ok(Some(by_fact(&fact, leaf, told)));
@@ -175,6 +162,25 @@ async fn verdict(
         Err(Ruling::Unknown) => Ok(Some((WorkVerdict::Unknown, None))),
         Err(Ruling::Held | Ruling::TakeOver(_)) => Ok(Some((WorkVerdict::Held, None))),
     }
+}
+
+/// Returns what the agent says to a first leaf of whose work no take-over is stored: nothing, if one may be stored right now.
+fn to_first(is_deciding: bool, job: Option<&FirstJob>) -> Verdict {
+    if is_deciding {
+        return None;
+    }
+    let has_ended = job.is_some_and(|job| {
+        matches!(
+            job.phase,
+            JobPhase::Succeeded | JobPhase::Failed | JobPhase::Cancelled
+        )
+    });
+    let answer = if has_ended {
+        WorkVerdict::Ended
+    } else {
+        WorkVerdict::Held
+    };
+    Some((answer, None))
 }
 
 /// Returns what a fact says to a second leaf: that it is its own, if it is this very job.
@@ -263,4 +269,78 @@ async fn first_job(shared: &Shared, first: &LeafName, work: WorkId) -> Result<Op
         .works
         .change(|kept| kept.jobs.insert(first.clone(), (changes, jobs)));
     Ok(job)
+}
+
+#[cfg(test)]
+mod tests {
+    use leaf_core::id::{Caller, JobId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn leaf(name: &str) -> LeafName {
+        LeafName::new(name).expect("a leaf's name")
+    }
+
+    fn caller(name: &str) -> Caller {
+        Caller::new(name).expect("a caller")
+    }
+
+    #[test]
+    fn a_first_leaf_gets_no_answer_while_a_take_over_may_be_stored() {
+        let in_phase = |phase| FirstJob {
+            second: leaf("second"),
+            caller: caller("ann"),
+            phase,
+        };
+        let says = |job: Option<&FirstJob>| to_first(false, job).map(|(answer, _)| answer);
+        for phase in [JobPhase::Succeeded, JobPhase::Failed, JobPhase::Cancelled] {
+            assert_eq!(
+                says(Some(&in_phase(phase))),
+                Some(WorkVerdict::Ended),
+                "{phase:?}"
+            );
+        }
+        for phase in [JobPhase::Queued, JobPhase::Running, JobPhase::Interrupted] {
+            assert_eq!(says(Some(&in_phase(phase))), Some(WorkVerdict::Held), "{phase:?}");
+            assert_eq!(to_first(true, Some(&in_phase(phase))), None, "{phase:?}");
+        }
+        assert_eq!(says(None), Some(WorkVerdict::Held));
+        assert_eq!(to_first(true, None), None);
+    }
+
+    #[test]
+    fn a_work_is_only_that_of_the_second_leaf_of_its_job_and_of_its_caller() {
+        let (work, job) = (WorkId(Uuid::from_u128(1)), JobId(Uuid::from_u128(2)));
+        let fact = WorkTakenOver {
+            id: work,
+            first: leaf("first"),
+            second: leaf("second"),
+            caller: caller("ann"),
+            job,
+            why: "it is gone".to_owned(),
+        };
+        let told = |job, by: &str| WorkTold {
+            job,
+            id: work,
+            place: WorkPlace::Second,
+            other: leaf("first"),
+            caller: caller(by),
+        };
+        let second = leaf("second");
+        let yours = by_fact(&fact, &second, &told(job, "ann"));
+        assert_eq!(yours, (WorkVerdict::Yours, Some("it is gone".to_owned())));
+        let another_job = JobId(Uuid::from_u128(3));
+        for (to, told) in [
+            (&second, told(another_job, "ann")),
+            (&second, told(job, "ben")),
+            (&leaf("third"), told(job, "ann")),
+        ] {
+            assert_eq!(
+                by_fact(&fact, to, &told),
+                (WorkVerdict::Ended, None),
+                "{to} {told:?}"
+            );
+        }
+    }
 }
