@@ -32,8 +32,8 @@ struct Site {
 /// A build that `leafctl` follows, and its two jobs.
 struct Work {
     child: Child,
-    /// Reads what it says from now on.
-    _drained: JoinSet<()>,
+    /// Reads what it says from now on, and returns it.
+    said: JoinSet<String>,
     id: String,
     first: Place,
     second: Place,
@@ -144,13 +144,19 @@ impl Site {
                         job: job.trim_end_matches(':').to_owned(),
                     };
                     let first = first.context("the first leaf is said before")?;
-                    let mut drained = JoinSet::new();
-                    drained.spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+                    let mut said = JoinSet::new();
+                    said.spawn(async move {
+                        let mut said = String::new();
+                        while let Ok(Some(line)) = lines.next_line().await {
+                            said += &format!("{line}\n");
+                        }
+                        said
+                    });
                     self.is(&first, "running").await?;
                     self.is(&second, "standby").await?;
                     return Ok(Work {
                         child,
-                        _drained: drained,
+                        said,
                         id,
                         first,
                         second,
@@ -329,6 +335,29 @@ pub(super) async fn agent_anew() -> anyhow::Result<()> {
         printed["leaf"] == site.name(work.second.leaf).as_str() && printed["reply"]["phase"] == "succeeded",
         "{printed}"
     );
+    Ok(())
+}
+
+/// The first leaf's build ends while the second one is cut off: it counts, and the person is told what is not known.
+pub(super) async fn second_is_silent() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let mut work = site.begin("short").await?;
+    site.leaves[work.second.leaf].1.cut();
+    let printed = ended(&mut work).await?;
+    ensure!(
+        printed["leaf"] == site.name(work.first.leaf).as_str() && printed["reply"]["phase"] == "succeeded",
+        "{printed}"
+    );
+    let said = work.said.join_next().await.context("it says something")??;
+    let expected = format!(
+        "leaf {} does not say whether it has taken the build over with job {}, which would count in the place of this one",
+        site.name(work.second.leaf),
+        work.second.job
+    );
+    ensure!(said.contains(&expected), "{said:?} lacks {expected:?}");
+    site.leaves[work.second.leaf].1.mend();
+    let second = site.is(&work.second, "cancelled").await?;
+    ensure!(second["started_at"].is_null(), "{second}");
     Ok(())
 }
 
