@@ -6,6 +6,7 @@
 
 mod builds;
 mod fleet;
+mod hook;
 mod host;
 mod leaf;
 mod machine;
@@ -94,7 +95,9 @@ enum Name {
     Sessions,
     /// A hundred builds on two leaves compared with one
     TwoLeaves,
-    /// Nix's jobs: `builds`, `sessions` and `two-leaves`
+    /// Derivations of a stock Nix by the build hook, compared with ssh-ng
+    Hook,
+    /// Nix's jobs: `builds`, `sessions`, `two-leaves` and `hook`
     Nix,
     /// Memory, wake-ups and processor time at rest
     Rest,
@@ -198,6 +201,7 @@ const OF_NIX: &[(Name, Measure)] = &[
     (Name::Builds, builds::measure),
     (Name::Sessions, sessions::measure),
     (Name::TwoLeaves, two_leaves::measure),
+    (Name::Hook, hook::measure),
 ];
 
 /// The measurements of what keys cost.

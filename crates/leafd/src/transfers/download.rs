@@ -216,12 +216,16 @@ impl<S: Source> Nars<S> {
         let bytes = self.source.next(&mut open, number, most).await?;
         let left = left - bytes.len() as u64;
         if bytes.is_empty() || left == 0 {
+            let more = match left {
+                0 => self.source.next(&mut open, number, 1).await?,
+                _ => Vec::new(),
+            };
+            if !more.is_empty() {
+                return Err(damaged("more bytes"));
+            }
             self.source.end(open, number).await?;
             if left > 0 {
-                let why = format!(
-                    "Nix says that a NAR has {left} bytes more than it has: the leaf's store is damaged"
-                );
-                return Err(Problem::new(ProblemCode::Failed, why));
+                return Err(damaged("fewer bytes"));
             }
             if let Some(size) = self.source.size(number + 1) {
                 self.open = Some((self.source.open(number + 1)?, number + 1, size));
@@ -232,6 +236,11 @@ impl<S: Source> Nars<S> {
         self.kept.extend(bytes);
         Ok(())
     }
+}
+
+fn damaged(what: &str) -> Problem {
+    let why = format!("a NAR has {what} than Nix knows of: the leaf's store is damaged");
+    Problem::new(ProblemCode::Failed, why)
 }
 
 #[cfg(test)]
@@ -345,11 +354,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_nar_that_is_shorter_than_nix_says_is_an_error() {
-        let (_, mut nars) = nars(&[100], 70);
-        nars.source.nars[0].truncate(60);
-        nars.open = Some((0, 0, 100));
-        let problem = nars.read(0, CHUNK_BYTES).await.expect_err("short");
-        assert!(problem.detail.contains("40 bytes more"), "{problem}");
+    async fn a_nar_that_is_shorter_or_longer_than_nix_says_is_an_error() {
+        let (_, mut shorter) = nars(&[100], 70);
+        shorter.source.nars[0].truncate(60);
+        shorter.open = Some((0, 0, 100));
+        let problem = shorter.read(0, CHUNK_BYTES).await.expect_err("short");
+        assert!(problem.detail.contains("fewer bytes"), "{problem}");
+        let (_, mut longer) = nars(&[100], 70);
+        longer.open = Some((0, 0, 90));
+        longer.total = 90;
+        let problem = longer.read(0, CHUNK_BYTES).await.expect_err("long");
+        assert!(problem.detail.contains("more bytes"), "{problem}");
     }
 }

@@ -82,18 +82,24 @@ impl Sshd {
         Ok(sshd)
     }
 
+    /// Returns the options by which `ssh` gets there, none of which has a blank.
+    pub(super) fn options(&self) -> Vec<String> {
+        let (port, key) = (self.port.to_string(), self.directory.join("user"));
+        let words = ["-F", "/dev/null", "-p", &port, "-i", &key.display().to_string()];
+        let settings = [
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "IdentitiesOnly=yes",
+            "LogLevel=ERROR",
+        ];
+        let settings = settings.into_iter().flat_map(|setting| ["-o", setting]);
+        words.into_iter().chain(settings).map(str::to_owned).collect()
+    }
+
     /// Returns `ssh` to it, without a command yet; with a terminal, as for a person.
     pub(super) fn ssh(&self, terminal: bool) -> Command {
         let mut ssh = Command::new("ssh");
-        ssh.args(["-F", "/dev/null", "-p", &self.port.to_string(), "-i"])
-            .arg(self.directory.join("user"))
-            .args([
-                "-o",
-                "StrictHostKeyChecking=no",
-                "-o",
-                "UserKnownHostsFile=/dev/null",
-            ])
-            .args(["-o", "IdentitiesOnly=yes", "-o", "LogLevel=ERROR"]);
+        ssh.args(self.options());
         // Since OpenSSH 9.5, where it would delay keys.
         if output(Command::new("ssh").args(["-G", "-o", "ObscureKeystrokeTiming=no", "x"])).is_ok() {
             ssh.args(["-o", "ObscureKeystrokeTiming=no"]);

@@ -36,7 +36,7 @@ const BUILD: &str = r#"shell: derivation {
 "#;
 
 /// Leaves at one server, each of which builds one at a time. Only this machine reaches the server, and whoever does commands them.
-struct Fleet {
+pub(super) struct Fleet {
     leaves: Vec<Leaf>,
     /// Ends after them.
     server: Child,
@@ -44,7 +44,8 @@ struct Fleet {
 }
 
 impl Fleet {
-    fn start(programs: &Programs, count: usize) -> Result<Self> {
+    /// Starts leaves with as many jobs at once.
+    pub(super) fn start(programs: &Programs, count: usize, max_jobs: usize) -> Result<Self> {
         let directory = tempfile::Builder::new()
             .prefix("cim-leaf-bench-")
             .tempdir()
@@ -84,7 +85,7 @@ impl Fleet {
                 &settings,
                 &format!(
                     "name = \"bench-{number}\"\nstate_dir = \"{state}\"\n[nats]\nurl = \"nats://{address}\"\n\
-                     [nix]\nmax_jobs = 1\n[nix.room]\ncpu_percent = 100\nmemory_percent = 100\nio_percent = 100\n",
+                     [nix]\nmax_jobs = {max_jobs}\n[nix.room]\ncpu_percent = 100\nmemory_percent = 100\nio_percent = 100\n",
                     state = crate::leaf::state(&own).display(),
                 ),
             )?;
@@ -94,7 +95,7 @@ impl Fleet {
         Ok(fleet)
     }
 
-    fn context(&self) -> PathBuf {
+    pub(super) fn context(&self) -> PathBuf {
         self.directory.path().join("context.json")
     }
 
@@ -135,7 +136,7 @@ impl Fleet {
         Ok(began.elapsed().as_secs_f64())
     }
 
-    fn stop(mut self) -> Result<()> {
+    pub(super) fn stop(mut self) -> Result<()> {
         std::mem::take(&mut self.leaves)
             .into_iter()
             .try_for_each(Leaf::stop)
@@ -156,7 +157,7 @@ pub(super) fn measure(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     let mut times = [Vec::new(), Vec::new()];
     for round in 0..rounds.min(ROUNDS) {
         for (leaves, times) in (1..).zip(&mut times) {
-            let fleet = Fleet::start(programs, leaves)?;
+            let fleet = Fleet::start(programs, leaves, 1)?;
             let unique = format!("{}-{round}-{leaves}", std::process::id());
             times.push(fleet.build(programs, turns, &unique)?);
             fleet.stop()?;

@@ -278,6 +278,48 @@ pub(super) async fn bounded() -> anyhow::Result<()> {
     Ok(())
 }
 
+pub(super) async fn damaged() -> anyhow::Result<()> {
+    let site = Site::start().await?;
+    let change = |path: &StorePath, content: &[u8]| -> anyhow::Result<()> {
+        let file = site.in_store(path.as_str());
+        std::fs::remove_file(&file)?;
+        Ok(std::fs::write(&file, content)?)
+    };
+    // Other bytes of the same length, fewer of them, and more.
+    for (name, content, says) in [
+        ("other", "the one thinG", "hash mismatch"),
+        ("shorter", "x", "the leaf's store is damaged"),
+        (
+            "longer",
+            "the one thing and much more of it",
+            "the leaf's store is damaged",
+        ),
+    ] {
+        let path = site.add(name, b"the one thing")?;
+        change(&path, content.as_bytes())?;
+        let output = site.of_person("", &["nix", "get", path.as_str()]).await?;
+        let said = text(&output.stderr);
+        ensure!(!output.status.success() && said.contains(says), "{name}: {said}");
+        let there = std::process::Command::new("nix-store")
+            .args(["--check-validity", path.as_str(), "--store"])
+            .arg(site.place.path().join("persons-store"))
+            .env("NIX_CONFIG", NIX_CONFIG)
+            .output()?;
+        ensure!(!there.status.success(), "{name} is valid");
+    }
+    // What is no store path, or would be a flag or a terminal's command, is not asked for.
+    for path in [
+        "--all",
+        "/etc/passwd",
+        "/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-\u{1b}[31m",
+    ] {
+        let output = site.of_person("", &["nix", "get", "--", path]).await?;
+        ended(&output, 2, "")?;
+        ensure!(!text(&output.stderr).contains('\u{1b}'));
+    }
+    Ok(())
+}
+
 pub(super) async fn full_disk() -> anyhow::Result<()> {
     let site = Site::start().await?;
     let path = site.add("huge", &vec![7; 40 << 20])?;
