@@ -2,7 +2,7 @@
 
 use leaf_core::job::{
     BuildResult, BuiltDerivation, CheckResult, DiffResult, EvalResult, Explanation, Failure, GcResult,
-    JobOutcome, JobResult, PrintEnvResult, RootsResult, RunResult,
+    JobOutcome, JobResult, PrintEnvResult, RootsResult, RunResult, VerifyResult,
 };
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +51,7 @@ enum NamedResult {
     Roots(RootsResult),
     Diff(DiffResult),
     Run(RunResult),
+    Verify(VerifyResult),
 }
 
 impl From<JobResult> for StoredResult {
@@ -64,6 +65,7 @@ impl From<JobResult> for StoredResult {
             JobResult::Roots(result) => Self::Named(NamedResult::Roots(result)),
             JobResult::Diff(result) => Self::Named(NamedResult::Diff(result)),
             JobResult::Run(result) => Self::Named(NamedResult::Run(result)),
+            JobResult::Verify(result) => Self::Named(NamedResult::Verify(result)),
         }
     }
 }
@@ -79,6 +81,7 @@ impl From<StoredResult> for JobResult {
             StoredResult::Named(NamedResult::Roots(result)) => Self::Roots(result),
             StoredResult::Named(NamedResult::Diff(result)) => Self::Diff(result),
             StoredResult::Named(NamedResult::Run(result)) => Self::Run(result),
+            StoredResult::Named(NamedResult::Verify(result)) => Self::Verify(result),
         }
     }
 }
@@ -146,6 +149,8 @@ mod tests {
             r#"{"outcome":{"phase":"succeeded","about":{"task":"roots","roots":[{"link":"/x","path":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a"}]}}}"#,
             // Since differences.
             r#"{"outcome":{"phase":"succeeded","about":{"task":"diff","from_closure_size_bytes":5,"to_closure_size_bytes":6,"packages":[{"name":"a","from":["1"],"to":["2"],"size_bytes":1}],"system":{"units":[{"unit":"a.service","effect":"restarts"}]}}}}"#,
+            // Since verifications.
+            r#"{"outcome":{"phase":"succeeded","about":{"task":"verify","toplevel":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a","paths":2,"signed":1,"attested":0,"built_here":0,"unknown":1,"listed":[{"path":"/nix/store/00bgd045z0d4icpbc2yyz4gx48ak44la-a","what":"unknown"}],"etc":{"of_system":5,"unexplained":1,"differences":[{"name":"hosts","what":"changed"}]}}}}"#,
             r#"{"outcome":{"phase":"interrupted","about":"killed"}}"#,
         ] {
             let ended: Ended = serde_json::from_str(line).expect("readable");

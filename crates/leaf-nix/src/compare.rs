@@ -99,7 +99,7 @@ fn is_executable(metadata: &Metadata) -> bool {
 }
 
 /// Returns the place of the first byte that differs.
-fn first_difference(one: &Path, other: &Path) -> io::Result<Option<u64>> {
+pub(crate) fn first_difference(one: &Path, other: &Path) -> io::Result<Option<u64>> {
     let (mut one, mut other) = (File::open(one)?, File::open(other)?);
     let (mut here, mut there) = (vec![0; BUFFER_BYTES], vec![0; BUFFER_BYTES]);
     let mut before = 0;

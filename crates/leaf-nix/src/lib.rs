@@ -27,6 +27,7 @@ mod policy;
 pub mod print_env;
 mod source;
 pub mod store;
+pub mod verify;
 mod version;
 
 pub use error::NixError;

@@ -11,7 +11,7 @@ use leaf_core::error::chain;
 use leaf_core::id::JobId;
 use leaf_core::job::{
     BuildTask, CheckTask, DevelopTask, DiffTask, EvalResult, EvalTask, GcTask, Installable, NixPolicy,
-    PrintEnvTask, RootsTask,
+    PrintEnvTask, RootsTask, VerifyTask,
 };
 use leaf_host::process::{self, Bounds, RunError};
 use serde::Deserialize;
@@ -28,6 +28,7 @@ use crate::installable::{Run, Target, hidden};
 use crate::policy;
 use crate::print_env;
 use crate::source::Source;
+use crate::verify;
 use crate::version::NixVersion;
 
 /// The variables of leafd's environment that Nix reads. They contain no secrets: tokens belong in `nix.conf`.
@@ -42,6 +43,11 @@ pub const ENVIRONMENT: &[&str] = &[
     "NIX_SSL_CERT_FILE",
     "GIT_SSL_CAINFO",
 ];
+
+/// The link to the system that runs.
+const RUNNING_SYSTEM: &str = "/run/current-system";
+/// The host's configuration files.
+const ETC: &str = "/etc";
 
 /// The bounds of `nix --version`. Its first run after a boot may read all of the program from a slow disk.
 const VERSION_BOUNDS: Bounds = Bounds {
@@ -329,6 +335,20 @@ impl Nix {
             options: self.0.options.clone(),
             from: task.from.clone(),
             to: task.to.clone(),
+        }
+    }
+
+    /// Returns the order of verifying the running system.
+    #[must_use]
+    pub fn verify(&self, task: &VerifyTask) -> verify::Order {
+        verify::Order {
+            task: verify::TASK.to_owned(),
+            nix: self.0.nix.clone(),
+            options: self.0.options.clone(),
+            stated: task.stated.clone(),
+            contents: task.contents,
+            running: RUNNING_SYSTEM.into(),
+            etc: ETC.into(),
         }
     }
 

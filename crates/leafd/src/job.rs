@@ -30,6 +30,7 @@ use leaf_nix::diff::{self, Diff};
 use leaf_nix::eval::{self, Eval};
 use leaf_nix::gc::{self, Gc};
 use leaf_nix::print_env::{self, PrintEnv};
+use leaf_nix::verify::{self, Verify};
 use leaf_nix::{Nix, NixError};
 use serde::Deserialize;
 use tokio::sync::{mpsc, watch};
@@ -82,6 +83,7 @@ impl JobHost {
             Task::Gc(task) => self.jobs.start(job.id, &self.nix.gc(task), time_limit),
             Task::Roots(task) => self.jobs.start(job.id, &self.nix.roots(task), time_limit),
             Task::Diff(task) => self.jobs.start(job.id, &self.nix.diff(task), time_limit),
+            Task::Verify(task) => self.jobs.start(job.id, &self.nix.verify(task), time_limit),
             Task::Run(task) => self.start_packages(job, &task.packages)?,
             Task::Develop(task) => match &task.installable {
                 Some(installable) => {
@@ -219,6 +221,7 @@ pub fn run_process(directory: &Path) -> ExitCode {
         Ok(Named { task: Some(task) }) if task == check::TASK => check(job),
         Ok(Named { task: Some(task) }) if task == gc::TASK => collect(job),
         Ok(Named { task: Some(task) }) if task == diff::TASK => diff(job),
+        Ok(Named { task: Some(task) }) if task == verify::TASK => verify(job),
         Ok(Named { task: Some(task) }) if task == program::TASK || task == program::SHELL_TASK => {
             program::run(job)
         }
@@ -328,6 +331,21 @@ fn diff(job: ProcessJob) -> io::Result<()> {
         error: Diff::error,
         after_failure: |_, _| None,
         failure: Diff::failure,
+    });
+    job.run(work)
+}
+
+fn verify(job: ProcessJob) -> io::Result<()> {
+    let order = job.task::<verify::Order>();
+    let work = order.map(|order| Work {
+        state: Verify::new(order),
+        next: Verify::next,
+        read_line: Verify::read_line,
+        progress: Verify::progress,
+        activities: |_| Activities::default(),
+        error: Verify::error,
+        after_failure: Verify::after_failure,
+        failure: Verify::failure,
     });
     job.run(work)
 }

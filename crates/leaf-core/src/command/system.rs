@@ -4,10 +4,11 @@ use jiff::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::OpenChange;
 use super::declare::commands;
+use super::{JobAccepted, OpenChange};
 use crate::change::{Decision, SystemMode};
 use crate::id::{Caller, ChangeId, StorePath};
+use crate::job::verify::Stated;
 
 /// The maximum number of generations in a reply.
 pub const MAX_GENERATIONS: usize = 256;
@@ -75,6 +76,22 @@ commands! {
         kind: Query, about: Leaf, needs: Nothing, disk: Untouched, power: Reads,
         if_generation: Ignored, success: Answered, while_stuck: Answered,
     } {} -> SystemReport
+
+    /// Verifies the system that runs, as a job: where each store path of its closure comes from, and what in `/etc` differs from it.
+    Verify: VerifySystem = "verify" {
+        kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
+        if_generation: Ignored, success: Answered, while_stuck: Refused,
+    } {
+        /// What signed statements say about store paths. Whoever asks has checked their signatures; at most 1024.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        stated: Vec<Stated>,
+        /// Whether the contents of each store path are hashed, which reads all of the system from the disk.
+        #[serde(default, skip_serializing_if = "is_false")]
+        contents: bool,
+        /// The time limit of the job, in seconds; by default the leaf's setting.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        timeout_seconds: Option<u32>,
+    } -> JobAccepted
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]

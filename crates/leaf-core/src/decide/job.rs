@@ -110,6 +110,7 @@ fn brief(job: &Job) -> Job {
         Some(JobResult::Roots(result)) => result.shorten(0),
         Some(JobResult::Diff(result)) => result.shorten(0),
         Some(JobResult::Run(result)) => result.shorten(0),
+        Some(JobResult::Verify(result)) => result.shorten(0),
         None => {}
     }
     job.partial.clear();
@@ -170,7 +171,8 @@ pub fn needless_jobs(state: &State) -> Vec<JobId> {
         | Task::Develop(_)
         | Task::Gc(_)
         | Task::Roots(_)
-        | Task::Diff(_) => false,
+        | Task::Diff(_)
+        | Task::Verify(_) => false,
     };
     let open = state.jobs.values().filter(|job| !job.phase.is_final());
     open.filter(needless).map(|job| job.id).collect()

@@ -203,7 +203,7 @@ pub fn decide(state: &State, command: &Command, context: &Context) -> Result<Dec
         Command::Nix(command) => nix::decide(state, command, context),
         Command::Job(command) => job::decide(state, command, context),
         Command::Secret(command) => secret::decide(state, command),
-        Command::System(command) => system::decide(command, context),
+        Command::System(command) => system::decide(state, command, context),
     }
 }
 

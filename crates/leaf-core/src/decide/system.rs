@@ -1,17 +1,22 @@
 //! Decides the commands about the leaf's own system. The helper checks the system and makes the change; what is on the host is the truth.
 
 use super::change::{ChangeStep, SystemOrder, checked_seconds};
-use super::{Context, Decision, Question, Reply, invalid, only};
+use super::job::{queue, time_limit};
+use super::{Context, Decision, Question, Reply, invalid, known, only};
 use crate::change::{SystemChange, SystemMode};
-use crate::command::system::Command;
+use crate::command::JobAccepted;
+use crate::command::system::{Command, VerifySystem};
 use crate::error::chain;
-use crate::id::{ChangeId, StorePath};
+use crate::id::{ChangeId, JobId, StorePath};
+use crate::job::{JobPhase, Task, VerifyTask};
+use crate::placement::demand::Demand;
 use crate::problem::Problem;
+use crate::state::State;
 
 /// The time in which a switch must be confirmed where its command names none, in seconds.
 pub const DEFAULT_SWITCH_SECONDS: u32 = 300;
 
-pub(super) fn decide(command: &Command, context: &Context) -> Result<Decision, Problem> {
+pub(super) fn decide(state: &State, command: &Command, context: &Context) -> Result<Decision, Problem> {
     let order = |toplevel: &StorePath, mode, seconds: Option<u32>, no_witness| SystemOrder {
         id: ChangeId(context.fresh_id),
         caller: context.caller.clone(),
@@ -27,6 +32,7 @@ pub(super) fn decide(command: &Command, context: &Context) -> Result<Decision, P
         },
     };
     let mut order = match command {
+        Command::Verify(asked) => return verify(state, asked, context),
         Command::Generations(_) => return Ok(only(Reply::FromHost(Question::Generations))),
         Command::Switch(asked) => {
             let mut order = order(
@@ -53,4 +59,23 @@ pub(super) fn decide(command: &Command, context: &Context) -> Result<Decision, P
     order.seconds = checked_seconds(order.seconds)?;
     order.system.check().map_err(|error| invalid(chain(&error)))?;
     Ok(only(Reply::WhenChanged(ChangeStep::Switch(Box::new(order)))))
+}
+
+/// Accepts the verification of the running system, as a job.
+fn verify(state: &State, asked: &VerifySystem, context: &Context) -> Result<Decision, Problem> {
+    let task = VerifyTask {
+        stated: asked.stated.clone(),
+        contents: asked.contents,
+        timeout_seconds: time_limit(asked.timeout_seconds, context)?,
+    };
+    task.check().map_err(invalid)?;
+    let job = JobId(context.fresh_id);
+    let fact = queue(state, job, Task::Verify(task), Demand::default(), context)?;
+    Ok(Decision {
+        facts: vec![fact],
+        reply: known(&JobAccepted {
+            job,
+            phase: JobPhase::Queued,
+        }),
+    })
 }

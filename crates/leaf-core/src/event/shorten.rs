@@ -43,6 +43,7 @@ pub(crate) fn shorten_result(result: &mut JobResult, max_bytes: usize) {
             return;
         }
         JobResult::Run(run) => return run.shorten(max_bytes),
+        JobResult::Verify(result) => return result.shorten(max_bytes),
     };
     let mut bytes = 0;
     let fits = build.references.iter().take_while(|path| {

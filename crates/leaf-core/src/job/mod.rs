@@ -23,6 +23,7 @@ pub mod policy;
 pub mod print_env;
 pub mod process;
 pub mod run;
+pub mod verify;
 
 use jiff::Timestamp;
 use schemars::JsonSchema;
@@ -49,6 +50,7 @@ pub use outcome::{Failure, JobFailureCause, JobOutcome};
 pub use policy::NixPolicy;
 pub use print_env::{PrintEnvResult, PrintEnvTask};
 pub use run::{RunResult, RunTask};
+pub use verify::{VerifyResult, VerifyTask};
 
 /// A job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -142,6 +144,8 @@ pub enum Task {
     Run(RunTask),
     /// `nix develop`.
     Develop(DevelopTask),
+    /// The verification of the running system.
+    Verify(VerifyTask),
 }
 
 impl Task {
@@ -158,6 +162,7 @@ impl Task {
             Self::Diff(task) => task.timeout_seconds,
             Self::Run(task) => task.timeout_seconds,
             Self::Develop(task) => task.timeout_seconds,
+            Self::Verify(task) => task.timeout_seconds,
         }
     }
 
@@ -238,6 +243,8 @@ pub enum JobResult {
     Diff(DiffResult),
     /// The end of a program.
     Run(RunResult),
+    /// What is known of the running system.
+    Verify(VerifyResult),
 }
 
 impl JobResult {
@@ -252,7 +259,8 @@ impl JobResult {
             | Self::Run(_)
             | Self::Gc(_)
             | Self::Roots(_)
-            | Self::Diff(_) => None,
+            | Self::Diff(_)
+            | Self::Verify(_) => None,
         }
     }
 }

@@ -511,6 +511,10 @@ pub(crate) fn fact() -> impl Strategy<Value = Fact> {
         1 => (job_id(), caller(), installable()).prop_map(|(id, owner, installable)| {
             Fact::from(JobQueued { id, owner, task: Task::Check(CheckTask { installable, impure: false, timeout_seconds: 60 }), demand: Demand::default(), work: None })
         }),
+        1 => (job_id(), caller(), store_path(), any::<bool>()).prop_map(|(id, owner, path, contents)| {
+            let stated = vec![verify::Stated { path, nar_sha256: "0".repeat(64) }];
+            Fact::from(JobQueued { id, owner, task: Task::Verify(VerifyTask { stated, contents, timeout_seconds: 60 }), demand: Demand::default(), work: None })
+        }),
         1 => (job_id(), caller(), store_path(), store_path()).prop_map(|(id, owner, from, to)| {
             Fact::from(JobQueued { id, owner, task: Task::Diff(DiffTask { from, to, timeout_seconds: 60 }), demand: Demand::default(), work: None })
         }),

@@ -11,6 +11,7 @@ mod policy;
 mod print_env;
 mod results;
 mod several;
+mod verify;
 
 use std::process::ExitCode;
 
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         policy::TESTS,
         gc::TESTS,
         diff::TESTS,
+        verify::TESTS,
         bad_input::TESTS,
         addressed::TESTS,
     ]

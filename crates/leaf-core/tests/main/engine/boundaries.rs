@@ -105,6 +105,14 @@ fn diff() -> Diff {
     }
 }
 
+fn verify() -> VerifySystem {
+    VerifySystem {
+        stated: Vec::new(),
+        contents: true,
+        timeout_seconds: None,
+    }
+}
+
 fn print_env() -> PrintEnv {
     PrintEnv {
         installable: Installable::Flake {
@@ -286,6 +294,7 @@ fn changes(job: JobId) -> Vec<(Command, Option<Command>)> {
             None,
         ),
         (diff().into(), None),
+        (verify().into(), None),
         (CancelJob { id: job }.into(), None),
     ]
 }

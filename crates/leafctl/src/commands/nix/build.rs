@@ -128,7 +128,7 @@ fn outputs(result: &BuildResult) -> Vec<StorePath> {
 }
 
 /// Returns a job's time limit in seconds.
-pub(super) fn seconds(limit: Option<std::time::Duration>) -> Result<Option<u32>, Error> {
+pub(crate) fn seconds(limit: Option<std::time::Duration>) -> Result<Option<u32>, Error> {
     limit
         .map(|limit| {
             u32::try_from(limit.as_secs()).map_err(|_| Error::Usage("--time-limit is too long".to_owned()))

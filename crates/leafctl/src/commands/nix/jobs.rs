@@ -30,6 +30,10 @@ impl Jobs {
                         Task::Check(task) => format!("check {}", brief(&task.installable)),
                         Task::PrintEnv(task) => format!("print-env {}", brief(&task.installable)),
                         Task::Diff(task) => format!("diff {} {}", task.from, task.to),
+                        Task::Verify(task) if task.contents => {
+                            "verify the system and its contents".to_owned()
+                        }
+                        Task::Verify(_) => "verify the system".to_owned(),
                         Task::Develop(task) => super::develop::text(task),
                         Task::Run(run) => format!("run {}", run.command.join(" ")),
                     };
@@ -56,6 +60,9 @@ impl Jobs {
                         (Some(JobResult::Diff(result)), _) => {
                             let count = result.packages.len() as u64 + result.packages_left_out;
                             format!("{count} packages differ")
+                        }
+                        (Some(JobResult::Verify(result)), _) => {
+                            format!("{} files in /etc differ", result.etc.unexplained)
                         }
                         (Some(JobResult::Run(result)), _) => exit_text(&result.exit),
                         (None, error) => first_line(error.as_deref()),

@@ -21,7 +21,7 @@ mod place;
 mod print_env;
 pub(super) mod run;
 mod tree;
-mod verify;
+pub(super) mod verify;
 mod why;
 mod work;
 

@@ -109,7 +109,8 @@ fn failed(detail: String) -> Error {
     Error::Problem(Problem::new(ProblemCode::Failed, detail))
 }
 
-fn read_key(path: &Path) -> Result<ProvenancePublicKey, Error> {
+/// Reads a public key of statements.
+pub(crate) fn read_key(path: &Path) -> Result<ProvenancePublicKey, Error> {
     let usage = |why: String| Error::Usage(format!("can't use the key {}: {why}", path.display()));
     let text = std::fs::read_to_string(path).map_err(|error| usage(error.to_string()))?;
     text.parse()

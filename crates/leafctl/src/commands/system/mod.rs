@@ -8,6 +8,7 @@ mod generations;
 mod rollback;
 mod switch;
 mod toplevel;
+mod verify;
 
 commands! {
     Build(build::Build),
@@ -17,4 +18,5 @@ commands! {
     Boot(switch::Boot),
     Rollback(rollback::Rollback),
     Generations(generations::Generations),
+    Verify(verify::Verify),
 }

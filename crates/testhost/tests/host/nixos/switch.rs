@@ -200,6 +200,42 @@ fn confirmed() -> Outcome {
     host.logged(outcome)
 }
 
+/// Verifies a host that runs this system: nothing is wrong, and what is changed by hand is found.
+fn verified(host: &Switched, system: &str) -> Outcome {
+    let verify = |status: i32| -> Result<Value> {
+        let ended = host.system("verify")?;
+        ensure!(ended.status == status, "{ended:?}");
+        serde_json::from_str(ended.stdout.trim()).with_context(|| ended.stdout.clone())
+    };
+    let clean = verify(0)?;
+    let is_whole = clean["toplevel"] == *system
+        && clean["wrong"].as_array().is_some_and(Vec::is_empty)
+        && clean["etc"]["of_system"].as_u64() > Some(50)
+        && clean["paths"].as_u64() > Some(50);
+    ensure!(is_whole, "{clean}");
+    host.leaf.host.ok(
+        "cp --remove-destination $(readlink -f /etc/hosts) /etc/hosts && echo 192.0.2.1 cache >>/etc/hosts && \
+         echo x >/etc/by-hand",
+    )?;
+    let changed = verify(7)?;
+    let found = |name: &str, what: &str| {
+        let found = serde_json::json!({ "name": name, "what": what });
+        changed["etc"]["differences"]
+            .as_array()
+            .is_some_and(|all| all.contains(&found))
+    };
+    ensure!(
+        changed["etc"]["unexplained"] == 2 && found("hosts", "changed") && found("by-hand", "added"),
+        "{changed}"
+    );
+    host.leaf
+        .host
+        .ok("rm /etc/by-hand && ln -sfn /etc/static/hosts /etc/hosts")?;
+    let clean = verify(0)?;
+    ensure!(clean["etc"]["unexplained"] == 0, "{clean}");
+    Ok(())
+}
+
 fn stays(host: &mut Switched) -> Outcome {
     let old = host.systems.host("leaf")?.to_owned();
     let well = host.systems.host("well")?.to_owned();
@@ -221,6 +257,8 @@ fn stays(host: &mut Switched) -> Outcome {
         units.contains(&serde_json::json!({ "unit": "speaker.service", "effect": "starts" })),
         "{diff}"
     );
+
+    verified(host, &old)?;
 
     // The power is cut when it waits to be confirmed.
     let open = host.system(&format!("switch --no-witness --detach {well}"))?;

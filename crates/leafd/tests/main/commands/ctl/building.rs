@@ -271,6 +271,11 @@ pub(super) async fn collects() -> anyhow::Result<()> {
         "{diff}"
     );
     ended(&ctl(&leaf, &["nix", "diff", path, "x"]).await?, 2, "store path")?;
+    ended(
+        &ctl(&leaf, &["system", "verify"]).await?,
+        7,
+        "runs no NixOS system",
+    )?;
     printed(&leaf, &["nix", "gc"]).await?;
     let real = Path::new(store).join(path.trim_start_matches('/'));
     ensure!(real.exists(), "{real:?}");
