@@ -19,6 +19,14 @@ pub enum CgroupError {
     /// The mount table can't be read.
     #[error("can't find the mount point of cgroup version 2")]
     MountTable(#[from] MountTableError),
+    /// No hierarchy has a controller.
+    #[error(
+        "this host has no cgroup controller {name}: the kernel lacks it, or its hierarchy is not mounted"
+    )]
+    NoController {
+        /// Its name.
+        name: &'static str,
+    },
     /// The directory is not in a cgroup file system.
     #[error("{} is not a cgroup of version 2", path.display())]
     NotACgroup {

@@ -36,4 +36,5 @@ pub mod settings_file;
 pub mod signals;
 #[cfg(feature = "systemd")]
 pub mod systemd;
+pub mod task_limit;
 pub mod wall_clock;

@@ -17,6 +17,7 @@ use leaf_core::id::JobId;
 use leaf_core::job::{Activities, JobOutcome, Progress};
 use leaf_host::cgroup::{self, Cgroup};
 use leaf_host::process::ProcessHandle;
+use leaf_host::task_limit;
 use rustix::process::Signal;
 use serde::Serialize;
 use tokio::process::{Child, Command};
@@ -50,6 +51,9 @@ const ENVIRONMENT: &[&str] = &[
     "TZDIR",
 ];
 
+/// The maximum number of a job's processes and threads, as the helper sets it for units.
+const MAX_TASKS: u64 = 4096;
+
 /// The settings of jobs.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -69,6 +73,9 @@ pub struct Settings {
     pub cancel_grace: Duration,
     /// The maximum size of a log, head and tail together, in bytes.
     pub max_log_bytes: u64,
+    /// The maximum number of processes and threads of a job that is a child of this process, with its runner; further ones can't be
+    /// started. The helper bounds those of a unit.
+    pub max_tasks: u64,
     /// How runners are started. With [`Launch::Unit`] the jobs' directory must exist, as created by the helper's
     /// `tmpfiles.d`.
     pub launch: Launch,
@@ -86,6 +93,7 @@ impl Settings {
             environment: Vec::new(),
             cancel_grace: Duration::from_secs(10),
             max_log_bytes: 16 * 1024 * 1024,
+            max_tasks: MAX_TASKS,
             launch: Launch::Child {
                 cgroup: default_cgroup(),
             },
@@ -154,6 +162,7 @@ impl Jobs {
     fn cleanup(&self, id: JobId) -> Cleanup {
         Cleanup {
             cgroup: self.0.launch.child_cgroup(id),
+            tasks_cgroup: None,
             result_dir: self.result_dir(id),
         }
     }
@@ -235,7 +244,10 @@ impl Jobs {
                     .create(&result_dir)
                     .map_err(JobError::file("create", &result_dir))?;
                 let cgroup = self.0.launch.child_cgroup(id).filter(|path| create_cgroup(path));
-                self.write_order(id, task, time_limit, cgroup)?;
+                let tasks_cgroup = cgroup
+                    .as_ref()
+                    .and_then(|path| limit_tasks(path, self.0.max_tasks));
+                self.write_order(id, task, time_limit, (cgroup, tasks_cgroup))?;
                 let child = self.spawn(&directory, lock).map_err(|source| JobError::Runner {
                     program: self.0.runner.clone(),
                     source,
@@ -249,7 +261,7 @@ impl Jobs {
                 if directory.pid().map_err(file("read"))?.is_some() || self.runs(id)? {
                     return Err(JobError::Started(id));
                 }
-                self.write_order(id, task, time_limit, None)?;
+                self.write_order(id, task, time_limit, (None, None))?;
                 let host_operations = host_operations.clone();
                 let starting = async move {
                     let start = host_operations(by_helper).await;
@@ -266,7 +278,7 @@ impl Jobs {
         id: JobId,
         task: &impl Serialize,
         time_limit: Duration,
-        cgroup: Option<PathBuf>,
+        (cgroup, tasks_cgroup): (Option<PathBuf>, Option<PathBuf>),
     ) -> Result<(), JobError> {
         let directory = self.directory(id);
         let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
@@ -276,6 +288,7 @@ impl Jobs {
             grace_ms: milliseconds(self.0.cancel_grace),
             max_log_bytes: self.0.max_log_bytes,
             cgroup,
+            tasks_cgroup,
         };
         directory
             .write_json(ORDER, &OrderFile { task, order })
@@ -527,6 +540,17 @@ fn create_cgroup(path: &Path) -> bool {
         Err(error) => {
             tracing::warn!(cgroup = %path.display(), error = chain(&error), "can't create a job's cgroup, running it without one");
             false
+        }
+    }
+}
+
+/// Bounds the number of processes of a job's cgroup. Returns the further one that they must be in, if there is one.
+fn limit_tasks(path: &Path, max: u64) -> Option<PathBuf> {
+    match task_limit::limit_tasks(&Cgroup::at(path), max) {
+        Ok(further) => further.map(|group| group.path().to_owned()),
+        Err(error) => {
+            tracing::warn!(cgroup = %path.display(), error = chain(&error), "can't bound the number of a job's processes");
+            None
         }
     }
 }

@@ -15,6 +15,9 @@ pub(crate) struct Order {
     pub(crate) grace_ms: u64,
     pub(crate) max_log_bytes: u64,
     pub(crate) cgroup: Option<PathBuf>,
+    /// The cgroup of version 1 that bounds the number of its processes, where version 2 does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tasks_cgroup: Option<PathBuf>,
 }
 
 impl Order {

@@ -270,6 +270,7 @@ impl RunningJob {
 #[derive(Debug, Clone)]
 pub(crate) struct Cleanup {
     pub(crate) cgroup: Option<PathBuf>,
+    pub(crate) tasks_cgroup: Option<PathBuf>,
     pub(crate) result_dir: PathBuf,
 }
 
@@ -279,6 +280,7 @@ pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>
         // It may have been written with other settings.
         Ok(Some(order)) => Cleanup {
             cgroup: order.cgroup,
+            tasks_cgroup: order.tasks_cgroup,
             result_dir: order.result_dir,
         },
         Ok(None) | Err(_) => cleanup.clone(),
@@ -287,6 +289,12 @@ pub(crate) async fn conclude(directory: &JobDirectory, cleanup: Option<&Cleanup>
         && let Err(error) = remove_cgroup(path).await
     {
         tracing::error!(cgroup = %path.display(), error = chain(&error), "can't remove a job's cgroup, which may still contain running processes");
+    }
+    // Its processes were those of the other one.
+    if let Some(path) = cleanup.as_ref().and_then(|cleanup| cleanup.tasks_cgroup.as_ref())
+        && let Err(error) = Cgroup::at(path).remove()
+    {
+        tracing::warn!(cgroup = %path.display(), error = chain(&error), "can't remove the cgroup that bounds a job's processes");
     }
     let outcome = match directory.read_json::<Ended>(OUTCOME) {
         Ok(Some(ended)) => ended.into_outcome(),

@@ -262,7 +262,11 @@ impl<'a, S> Supervisor<'a, S> {
         let Some(path) = self.order.cgroup.as_ref().filter(|_| !self.in_cgroup) else {
             return;
         };
-        match enter_cgroup(&Cgroup::at(path), child.id()) {
+        let tasks = self.order.tasks_cgroup.iter();
+        let entered = tasks
+            .chain([path])
+            .try_for_each(|path| enter_cgroup(&Cgroup::at(path), child.id()));
+        match entered {
             Ok(()) => self.in_cgroup = true,
             Err(error) => {
                 let error = chain(&error);

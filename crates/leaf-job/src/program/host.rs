@@ -338,7 +338,7 @@ impl Host {
             .kill_on_drop(true)
             .spawn()?;
         let group = child.id().and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?));
-        if let Some(path) = &order_of_job.cgroup {
+        for path in order_of_job.tasks_cgroup.iter().chain(&order_of_job.cgroup) {
             // Without one, the program's user still bounds it.
             let _ = enter_cgroup(&Cgroup::at(path), child.id());
         }

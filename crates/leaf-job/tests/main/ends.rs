@@ -20,6 +20,7 @@ tests![
     a_job_is_cancelled_at_any_moment_of_its_start,
     a_cancelled_program_that_ignores_the_signal_is_killed_after_the_grace_time,
     a_cancelled_program_that_misses_a_signal_gets_another,
+    a_job_that_forks_without_end_is_bounded_and_leaves_no_process(needs_cgroup),
     a_job_takes_little_longer_than_its_programs,
 ];
 
@@ -76,6 +77,27 @@ async fn a_program_that_leaves_a_process_behind_does_not_hold_up_the_end() {
     let outcome = job.ended().await;
     assert!(matches!(outcome, JobOutcome::Succeeded(_)), "{outcome:?}");
     assert_eq!(lab.processes(), Vec::<String>::new());
+}
+
+async fn a_job_that_forks_without_end_is_bounded_and_leaves_no_process() {
+    let mut lab = Lab::new();
+    lab.set(|settings| settings.max_tasks = 40);
+    let id = new_id();
+    // The runner is in its cgroup once a first program has run. The test itself ends with 200.
+    let forks = format!("forks {} 200 exit 3", lab.unique);
+    let words = lab.words(&["say begun sleep 200", &forks]);
+    let mut job = lab.jobs.start(id, &words, LONG).expect("started");
+    let outcome = job.ended().await;
+    let why = failed(&outcome);
+    let count: u32 = why
+        .strip_suffix(" processes")
+        .and_then(|count| count.parse().ok())
+        .unwrap_or_else(|| panic!("{why}"));
+    assert!((10..40).contains(&count), "{count} processes were started");
+    assert_eq!(lab.processes(), Vec::<String>::new());
+    // Another job has a bound of its own.
+    let after = lab.start("say well exit 5").ended().await;
+    assert_eq!(failed(&after), "well");
 }
 
 async fn a_missing_program_or_an_unreadable_result_fails_the_job() {

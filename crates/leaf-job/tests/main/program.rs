@@ -72,6 +72,14 @@ async fn run(mut words: impl Iterator<Item = String>) -> ExitCode {
                     .expect("started");
                 return ExitCode::SUCCESS;
             }
+            // Starts processes that hang until that fails, at most so many.
+            "forks" => {
+                let own = std::env::current_exe().expect("this program");
+                let words = ["program", "named", next().leak(), "ignore-signals", "hang"];
+                let count = next().parse::<u32>().expect("a number");
+                let started = (0..count).map_while(|_| Command::new(&own).args(words).spawn().ok());
+                eprintln!("{} processes", started.count());
+            }
             // So many lines of so many bytes each.
             "lines" => {
                 let count: usize = next().parse().expect("a number");

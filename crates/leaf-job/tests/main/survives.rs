@@ -149,8 +149,14 @@ async fn the_order_has_the_format_of_leafd_0_1_0() {
         None => "null".to_owned(),
     };
     let program = std::env::current_exe().expect("this program");
+    let order = std::fs::read_to_string(lab.job_dir(id).join("order.json")).expect("an order");
+    // Further ones come last, and leafd 0.1.0 does not read them.
+    let known = match order.split_once(",\"tasks_cgroup\"") {
+        Some((known, _)) => format!("{known}}}"),
+        None => order,
+    };
     assert_eq!(
-        std::fs::read_to_string(lab.job_dir(id).join("order.json")).expect("an order"),
+        known,
         format!(
             r#"{{"program":"{}","runs":[["named","{}","say","done"]],"gc_root":"{dir}/results/{id}","timeout_ms":100000,"grace_ms":10000,"max_log_bytes":16777216,"cgroup":{cgroup}}}"#,
             program.display(),
