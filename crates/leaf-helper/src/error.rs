@@ -64,6 +64,20 @@ pub(crate) enum Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// Returns whether a disk, or the quota of whoever writes, is full.
+    pub(crate) fn is_full_disk(&self) -> bool {
+        use rustix::io::Errno;
+
+        match self {
+            Self::Io { source, .. } => source.raw_os_error().is_some_and(|code| {
+                [Errno::NOSPC, Errno::DQUOT]
+                    .iter()
+                    .any(|errno| errno.raw_os_error() == code)
+            }),
+            _ => false,
+        }
+    }
+
     /// Returns a function that turns an I/O error into an [`Error`]; `what` is the attempted action: `read
     /// /etc/passwd`.
     pub(crate) fn io<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> Self {

@@ -219,6 +219,7 @@ impl Directory {
 
     fn stage_as(&self, name: &str, bytes: &[u8], mode: RawMode, owner: Option<u32>) -> Result<()> {
         crash::point()?;
+        crash::space()?;
         let path = self.at(name)?;
         let failed = || Error::io::<std::io::Error>(format!("write {}", path.display()));
         let new = staged(name);
@@ -254,6 +255,7 @@ impl Directory {
     /// Replaces a file by a copy of a regular file in another directory, with its owner and mode.
     pub(crate) fn copy_from(&self, other: &Self, from: &str, name: &str) -> Result<()> {
         crash::point()?;
+        crash::space()?;
         let (source, path) = (other.at(from)?, self.at(name)?);
         let failed =
             || Error::io::<std::io::Error>(format!("copy {} to {}", source.display(), path.display()));
@@ -399,7 +401,11 @@ impl Directory {
         let path = self.at(name)?;
         match rustix::fs::unlinkat(&self.fd, name, flags) {
             Err(e) if !or.contains(&e) => Err(Error::io(format!("remove {}", path.display()))(e)),
-            _ => Ok(()),
+            Err(_) => Ok(()),
+            Ok(()) => {
+                crash::freed(name);
+                Ok(())
+            }
         }
     }
 }
@@ -423,6 +429,27 @@ mod crash {
     pub(super) fn point() -> Result<()> {
         super::crashes::pass()
     }
+
+    /// A point at which a test lets the disk be full.
+    #[cfg(not(test))]
+    #[expect(clippy::unnecessary_wraps, reason = "a test lets it fail")]
+    pub(super) fn space() -> Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    pub(super) fn space() -> Result<()> {
+        super::crashes::take_room()
+    }
+
+    /// A point at which a test's disk has room again.
+    #[cfg(not(test))]
+    pub(super) fn freed(_: &str) {}
+
+    #[cfg(test)]
+    pub(super) fn freed(name: &str) {
+        super::crashes::make_room(name);
+    }
 }
 
 /// The other side of [`crash`], for tests.
@@ -434,6 +461,34 @@ pub(crate) mod crashes {
 
     thread_local! {
         static LEFT: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    thread_local! {
+        static ROOM: Cell<Option<u32>> = const { Cell::new(None) };
+    }
+
+    /// The file whose removal makes room, and for how many files.
+    const RESERVE: (&str, u32) = ("reserve", 4);
+
+    /// Lets the disk be full once this number of files was written by this thread; `None`: never.
+    pub(crate) fn room(files: Option<u32>) {
+        ROOM.set(files);
+    }
+
+    pub(super) fn take_room() -> Result<()> {
+        match ROOM.get() {
+            Some(0) => Err(Error::io("write a file")(rustix::io::Errno::NOSPC)),
+            room => {
+                ROOM.set(room.map(|room| room - 1));
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn make_room(name: &str) {
+        if name == RESERVE.0 {
+            ROOM.set(ROOM.get().map(|room| room + RESERVE.1));
+        }
     }
 
     /// Lets this thread's changes of files fail after this number of them; `None`: never.

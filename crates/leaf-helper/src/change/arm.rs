@@ -296,6 +296,7 @@ impl Changes {
             at: None,
         };
         store.prepare_back(&decided(armed.clone(), back))?;
+        store.make_reserve()?;
         Ok(armed)
     }
 

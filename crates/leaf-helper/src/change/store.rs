@@ -17,6 +17,10 @@ use crate::error::{Error, Result};
 use crate::files::Directory;
 use crate::lock;
 
+/// A file that only takes space, which a change has for its records once the disk is full.
+const RESERVE: &str = "reserve";
+/// Its size, in bytes: for the reason, the step and the record of a change.
+const RESERVE_BYTES: usize = 32 << 10;
 /// The record of the open change as one that went back, written when it is armed: it needs no space when the disk is full.
 const BACK: &str = "back.json";
 /// Why the open change goes back before its time is over. It is removed with it.
@@ -136,6 +140,30 @@ impl Store {
         self.directory.write(name, &to_json(record), SHOWN)
     }
 
+    /// Writes a record of a change that was armed: also on a full disk.
+    fn write_at_last(&self, name: &str, record: &impl Serialize) -> Result<()> {
+        let bytes = to_json(record);
+        self.with_reserve(|| self.directory.write(name, &bytes, SHOWN))
+    }
+
+    /// Keeps some space for the records of a change that is decided on a full disk.
+    pub(super) fn make_reserve(&self) -> Result<()> {
+        // Not zeros, which some file systems keep no space for.
+        self.directory.write(RESERVE, &[b'r'; RESERVE_BYTES], SHOWN)
+    }
+
+    /// Writes something; on a full disk once more, with the space that was kept for that.
+    fn with_reserve(&self, write: impl Fn() -> Result<()>) -> Result<()> {
+        match write() {
+            Err(error) if error.is_full_disk() && self.directory.has(RESERVE)? => {
+                tracing::warn!("the disk is full: a change takes the space that was kept for its records");
+                self.directory.remove_file(RESERVE)?;
+                write()
+            }
+            written => written,
+        }
+    }
+
     /// Writes the record that a change has if it goes back, for a disk that is full then.
     pub(super) fn prepare_back(&self, decided: &Decided) -> Result<()> {
         self.write(BACK, decided)
@@ -165,7 +193,7 @@ impl Store {
 
     /// Notes a step of the open change.
     pub(super) fn note(&self, id: ChangeId, step: Step) -> Result<()> {
-        self.write(PROGRESS, &Progress { id, step, tries: 0 })
+        self.write_at_last(PROGRESS, &Progress { id, step, tries: 0 })
     }
 
     /// Notes one more try of the step that the open change is at, and returns how many there were with it.
@@ -175,7 +203,7 @@ impl Store {
             return Ok(1);
         };
         let tries = progress.tries + 1;
-        self.write(PROGRESS, &Progress { tries, ..progress })?;
+        self.write_at_last(PROGRESS, &Progress { tries, ..progress })?;
         Ok(tries)
     }
 
@@ -214,7 +242,7 @@ impl Store {
 
     /// Writes who confirmed the change that waits to be installed.
     pub(super) fn record_blessed(&self, decided: &Decided) -> Result<()> {
-        self.write(BLESSED, decided)
+        self.write_at_last(BLESSED, decided)
     }
 
     /// Closes the change that waits to be installed, with this record if there is space for it.
@@ -235,7 +263,7 @@ impl Store {
             id,
             why: why.to_owned(),
         };
-        if let Err(error) = self.write(WHY, &why) {
+        if let Err(error) = self.write_at_last(WHY, &why) {
             let error = leaf_core::error::chain(&error);
             tracing::warn!(change = %id, error, "can't note why a change goes back");
         }
@@ -255,8 +283,8 @@ impl Store {
 
     /// Writes how a change was decided.
     pub(super) fn record(&self, decided: &Decided) -> Result<()> {
-        self.decided
-            .write(&file_of(decided.armed.id), &to_json(decided), SHOWN)
+        let bytes = to_json(decided);
+        self.with_reserve(|| self.decided.write(&file_of(decided.armed.id), &bytes, SHOWN))
     }
 
     /// Writes that a change went back, with the record that was prepared if there is no space for this one, and closes it.
@@ -315,7 +343,7 @@ impl Store {
         };
         let is_staged = |name: &str| name.starts_with('.') && name.ends_with(".new");
         for name in self.directory.names()? {
-            let left = [PROGRESS, BACK, ASKING, WHY].contains(&name.as_str())
+            let left = [PROGRESS, BACK, ASKING, WHY, RESERVE].contains(&name.as_str())
                 || ROOTS.contains(&name.as_str())
                 || name.starts_with(SAVED)
                 || is_staged(&name)

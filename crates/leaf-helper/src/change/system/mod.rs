@@ -10,6 +10,8 @@
 //! | `switcher` | `leaf-helper change switch`: does what the files say |
 
 mod check;
+#[cfg(test)]
+mod full_tests;
 mod generations;
 mod health;
 mod programs;

@@ -10,6 +10,8 @@ use leaf_core::change::ArmedSystem;
 use leaf_core::error::chain;
 use leaf_core::id::StorePath;
 use leaf_host::process::{Bounds, RunError, run, run_into};
+use rustix::fs::{FallocateFlags, MemfdFlags, memfd_create};
+use rustix::io::Errno;
 use tokio::process::Command;
 
 use super::{PROFILE, Root};
@@ -19,6 +21,8 @@ use crate::error::{Error, Result};
 pub(super) const LOG: &str = "switch.log";
 /// How much of the end of a switch's output is judged, in bytes.
 const JUDGED: u64 = 256 * 1024;
+/// The space that its file has on the disk from the beginning, in bytes.
+const RESERVED: u64 = 1 << 20;
 /// The time limit of Nix's programs.
 const NIX_WITHIN: Duration = Duration::from_secs(60);
 /// The time limit of the boot loader's installation.
@@ -69,7 +73,17 @@ pub(super) async fn switch_to(
 ) -> Result<Ended> {
     let program = root.of(system, "bin/switch-to-configuration");
     tracing::info!(system = %system, verb = verb.as_str(), "runs switch-to-configuration");
-    let mut log = log(directory)?;
+    let mut log = match log(directory) {
+        Ok(log) => log,
+        // What has to be activated is, also on a full disk; what it prints goes to the journal all the same.
+        Err(error) => {
+            tracing::warn!(
+                error = chain(&error),
+                "the output of the switch is kept in memory"
+            );
+            in_memory()?
+        }
+    };
     let mut command = Command::new(&program);
     command
         .arg(verb.as_str())
@@ -113,13 +127,29 @@ fn log(directory: &Path) -> Result<File> {
         }
         _ => {}
     }
-    OpenOptions::new()
+    let failed = || Error::io::<std::io::Error>(format!("create {}", path.display()));
+    let log = OpenOptions::new()
         .read(true)
         .append(true)
         .create_new(true)
         .mode(0o600)
         .open(&path)
-        .map_err(Error::io(format!("create {}", path.display())))
+        .map_err(failed())?;
+    // A program that can't print may end in the middle of an activation.
+    match rustix::fs::fallocate(&log, FallocateFlags::KEEP_SIZE, 0, RESERVED) {
+        // A file system without it.
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(log),
+        Err(errno) => Err(failed()(errno.into())),
+    }
+}
+
+/// Returns a file that is in memory alone.
+fn in_memory() -> Result<File> {
+    let file = memfd_create("switch.log", MemfdFlags::CLOEXEC);
+    let file = file.map_err(|errno| {
+        Error::io::<std::io::Error>("keep the output of the switch in memory")(errno.into())
+    })?;
+    Ok(file.into())
 }
 
 fn tail(log: &mut File) -> Result<String> {

@@ -20,15 +20,15 @@ use crate::change::guard::{Next, Taken, look};
 use crate::change::{Moment, Order, UnitHealth, What};
 use crate::files::crashes;
 
-const OLD: &str = "/nix/store/00000000000000000000000000000001-nixos-system-old";
-const NEW: &str = "/nix/store/00000000000000000000000000000002-nixos-system-new";
+pub(super) const OLD: &str = "/nix/store/00000000000000000000000000000001-nixos-system-old";
+pub(super) const NEW: &str = "/nix/store/00000000000000000000000000000002-nixos-system-new";
 const OTHER: &str = "/nix/store/00000000000000000000000000000003-nixos-system-other";
 
 fn leaf() -> LeafName {
     LeafName::new("edge-1").expect("a name")
 }
 
-fn id(number: u128) -> ChangeId {
+pub(super) fn id(number: u128) -> ChangeId {
     ChangeId(
         format!("01890000-0000-7000-8000-{number:012x}")
             .parse()
@@ -42,7 +42,7 @@ fn path(text: &str) -> StorePath {
 
 /// A systemd whose units are as a test says.
 #[derive(Default)]
-struct Host {
+pub(super) struct Host {
     failed: RefCell<Vec<String>>,
     leafd: RefCell<String>,
     restarts: Cell<u64>,
@@ -113,16 +113,16 @@ impl Units for Host {
 }
 
 /// A host that runs the system `OLD`, with `NEW` in its store.
-struct Place {
+pub(super) struct Place {
     top: TempDir,
     changes: Changes,
-    units: Host,
+    pub(super) units: Host,
     /// The id of the boot that it is in.
     boot: RefCell<String>,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let top = tempfile::tempdir().expect("a directory");
         let root = Root::new(top.path());
         let directory = top.path().join("changes");
@@ -169,7 +169,7 @@ impl Place {
         self.top.path().join(name.trim_start_matches('/'))
     }
 
-    fn directory(&self) -> PathBuf {
+    pub(super) fn directory(&self) -> PathBuf {
         self.at("changes")
     }
 
@@ -250,11 +250,11 @@ impl Place {
     }
 
     /// Has a system's program do something before its work.
-    fn how(&self, system: &str, verb: &str, script: &str) {
+    pub(super) fn how(&self, system: &str, verb: &str, script: &str) {
         self.write(&format!("{system}/how-{verb}"), script);
     }
 
-    fn change(mode: SystemMode) -> SystemChange {
+    pub(super) fn change(mode: SystemMode) -> SystemChange {
         SystemChange {
             toplevel: path(NEW),
             mode,
@@ -264,7 +264,7 @@ impl Place {
         }
     }
 
-    async fn arm(&self, id: ChangeId, change: &SystemChange) -> Result<()> {
+    pub(super) async fn arm(&self, id: ChangeId, change: &SystemChange) -> Result<()> {
         let caller = Caller::new("ann").expect("a caller");
         let order = Order {
             id,
@@ -276,7 +276,7 @@ impl Place {
         self.changes.arm(&leaf(), &self.units, &order).await
     }
 
-    fn now(&self) -> Moment {
+    pub(super) fn now(&self) -> Moment {
         Moment {
             boot_id: self.boot.borrow().clone(),
             ..Moment::now().expect("a moment")
@@ -299,13 +299,13 @@ impl Place {
         self.link("run/booted-system", &booted);
     }
 
-    fn switcher(&self) -> Switcher<'_, Host> {
+    pub(super) fn switcher(&self) -> Switcher<'_, Host> {
         let root = self.changes.systems.root.clone();
         Switcher::new(&self.directory(), root, &self.units).with_pause(Duration::from_millis(1))
     }
 
     /// Runs the switch until it waits for somebody, or ends.
-    async fn run<'a>(&'a self, switcher: &mut Switcher<'a, Host>) -> Result<Turn> {
+    pub(super) async fn run<'a>(&'a self, switcher: &mut Switcher<'a, Host>) -> Result<Turn> {
         loop {
             match switcher.turn(|| Ok(self.now())).await? {
                 Turn::Again(pause) if pause.is_zero() || pause == Duration::from_secs(10) => {}
@@ -315,12 +315,12 @@ impl Place {
         }
     }
 
-    async fn confirm(&self, id: ChangeId) -> Result<()> {
+    pub(super) async fn confirm(&self, id: ChangeId) -> Result<()> {
         let by = ConfirmedBy::Caller(Caller::new("ann").expect("a caller"));
         self.changes.confirm_at(&leaf(), id, &by, || Ok(self.now())).await
     }
 
-    async fn guard_looks(&self) -> Result<Next> {
+    pub(super) async fn guard_looks(&self) -> Result<Next> {
         look(
             &self.directory(),
             &self.units,
@@ -334,13 +334,13 @@ impl Place {
         self.directory().join(name).exists()
     }
 
-    fn decided(&self, id: ChangeId) -> Option<Decided> {
+    pub(super) fn decided(&self, id: ChangeId) -> Option<Decided> {
         let file = self.directory().join(DECIDED).join(format!("{id}.json"));
         let text = std::fs::read_to_string(file).ok()?;
         Some(serde_json::from_str(&text).expect("a record"))
     }
 
-    fn why(&self, id: ChangeId) -> String {
+    pub(super) fn why(&self, id: ChangeId) -> String {
         let outcome = self.decided(id).expect("it is decided").outcome;
         outcome.expect("an outcome").why.unwrap_or_default()
     }
@@ -361,7 +361,7 @@ impl Place {
     }
 
     /// Returns what runs, what the profile names, and what the next boot gives.
-    fn systems(&self) -> [String; 3] {
+    pub(super) fn systems(&self) -> [String; 3] {
         [
             self.target("run/current-system"),
             self.profile(),
@@ -370,7 +370,7 @@ impl Place {
     }
 
     /// Checks that nothing of a change is left but its record.
-    fn is_closed(&self) {
+    pub(super) fn is_closed(&self) {
         let mut names: Vec<_> = std::fs::read_dir(self.directory())
             .expect("a directory")
             .map(|entry| entry.expect("an entry").file_name().into_string().expect("text"))
@@ -381,7 +381,7 @@ impl Place {
 }
 
 /// Lets a switch take turns until it ends.
-async fn ends(switcher: &mut Switcher<'_, Host>, now: impl Fn() -> Result<Moment>) {
+pub(super) async fn ends(switcher: &mut Switcher<'_, Host>, now: impl Fn() -> Result<Moment>) {
     for _ in 0..50 {
         if switcher.turn(&now).await.expect("a turn") == Turn::End {
             return;
