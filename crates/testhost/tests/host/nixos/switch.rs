@@ -172,7 +172,7 @@ fn a_crashing_leafd(host: &Switched) -> Outcome {
 /// Comes back from a system whose firewall blocks NATS.
 fn a_closed_firewall(host: &Switched) -> Outcome {
     let (closed, began) = (host.systems.host("closed")?, Instant::now());
-    let open = host.system(&format!("switch --no-witness --detach --within 60s {closed}"))?;
+    let open = host.system(&format!("switch --no-witness --detach --within 120s {closed}"))?;
     ensure!(open.status == 0, "{open:?}");
     host.leaf.until("the new system is in use", || {
         Ok(host
