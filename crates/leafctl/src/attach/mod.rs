@@ -109,7 +109,9 @@ struct Client {
     shown_again_until: u64,
     state: u64,
     exit: Option<(ProgramExit, [u64; 2])>,
-    reads: FuturesUnordered<LocalBoxFuture<'static, (bool, Result<SessionReply, Failed>)>>,
+    reads: FuturesUnordered<LocalBoxFuture<'static, (Asked, Result<SessionReply, Failed>)>>,
+    /// How many of them take output.
+    taking: usize,
     /// Whether the next read asks for all from the gap on, and whether one that did is answered next.
     again: bool,
     gap_since: Option<Instant>,
@@ -132,8 +134,16 @@ struct Signals {
     terminate: Signal,
 }
 
+/// What a read asks for.
+struct Asked {
+    /// All from the gap on.
+    again: bool,
+    /// Output, and not the state alone.
+    take: bool,
+}
+
 enum Event {
-    Read(bool, Result<SessionReply, Failed>),
+    Read(Asked, Result<SessionReply, Failed>),
     Written(Result<SessionReply, Failed>),
     Controlled(Result<SessionReply, Failed>),
     Typed(io::Result<Vec<u8>>),
@@ -174,6 +184,7 @@ impl Client {
             state: 0,
             exit: None,
             reads: FuturesUnordered::new(),
+            taking: 0,
             again: false,
             gap_since: None,
             input: Vec::new(),
@@ -297,7 +308,8 @@ impl Client {
         let taken = usize::try_from(attached.stdin.saturating_sub(self.input_at)).unwrap_or(usize::MAX);
         self.input.drain(..taken.min(self.input.len()));
         self.input_at = self.input_at.max(attached.stdin);
-        (self.reads, self.writing, self.controlling) = (FuturesUnordered::new(), None, None);
+        self.forget_reads();
+        (self.writing, self.controlling) = (None, None);
         self.controlled = 0;
         self.gap_since = None;
         if self.input_ended {
@@ -316,8 +328,9 @@ impl Client {
         } else {
             PIPE_READS
         };
+        // One that takes nothing keeps the attachment, and must not stand in the way of others once output is taken again.
         let take = self.pending.iter().map(Vec::len).sum::<usize>() < MAX_PENDING;
-        while self.reads.len() < most {
+        while (take && self.taking < most) || self.reads.is_empty() {
             let again = std::mem::take(&mut self.again);
             let read = Read {
                 stdout: self.outputs[0].position(),
@@ -328,7 +341,9 @@ impl Client {
                 wait_ms: u64::try_from(WAIT.as_millis()).unwrap_or(u64::MAX),
             };
             let answer = self.request("read", None, serde_json::to_vec(&read).unwrap_or_default(), WAIT);
-            self.reads.push(Box::pin(async move { (again, answer.await) }));
+            self.taking += usize::from(take);
+            self.reads
+                .push(Box::pin(async move { (Asked { again, take }, answer.await) }));
             if self.is_finished() {
                 break;
             }
@@ -347,6 +362,10 @@ impl Client {
             let body = serde_json::to_vec(&control).unwrap_or_default();
             self.controlling = Some(self.request("control", None, body, WAIT));
         }
+    }
+
+    fn forget_reads(&mut self) {
+        (self.reads, self.taking) = (FuturesUnordered::new(), 0);
     }
 
     /// Returns whether all output is here.
@@ -385,7 +404,7 @@ impl Client {
         let [out, err] = &self.pending;
         tokio::select! {
             biased;
-            Some((again, answer)) = self.reads.next() => Event::Read(again, answer),
+            Some((asked, answer)) = self.reads.next() => Event::Read(asked, answer),
             answer = of(&mut self.writing) => Event::Written(answer),
             answer = of(&mut self.controlling) => Event::Controlled(answer),
             // It returns once the bytes are taken, before they are written.
@@ -401,7 +420,10 @@ impl Client {
 
     fn handle(&mut self, event: Event) -> Result<Next, Error> {
         match event {
-            Event::Read(again, answer) => self.read(again, answer),
+            Event::Read(asked, answer) => {
+                self.taking -= usize::from(asked.take);
+                self.read(asked.again, answer)
+            }
             Event::Written(answer) => {
                 self.writing = None;
                 let Some(reply) = usable(answer) else {
@@ -485,7 +507,7 @@ impl Client {
                 self.again = true;
                 self.gap_since = None;
                 // A read that asks so goes out at once.
-                self.reads = FuturesUnordered::new();
+                self.forget_reads();
                 Ok(Next::Go)
             }
         }
@@ -534,7 +556,7 @@ impl Client {
         self.gap_since = has_gap.then(|| self.gap_since.unwrap_or_else(Instant::now));
         if self.is_finished() {
             // The reads under way wait for what will not come: one more says that all is here.
-            self.reads = FuturesUnordered::new();
+            self.forget_reads();
         }
         Ok(Next::Go)
     }
@@ -553,7 +575,7 @@ impl Client {
         }
         self.learn(state);
         if self.is_finished() {
-            self.reads = FuturesUnordered::new();
+            self.forget_reads();
         }
         None
     }
