@@ -265,7 +265,12 @@ impl Server {
     pub async fn take_over(&mut self, fresh: FreshConnection) -> Result<(), StreamError> {
         let source = Source::open(self.number(), Arc::new(fresh.0), &self.leaf, false).await?;
         source.link.flush(KNOWN_WITHIN).await?;
+        self.overlap.begin(source.number, tokio::time::Instant::now());
         for former in self.sources.iter_mut().filter(|source| !source.from_hub) {
+            // What went there alone has arrived after a round trip; a subscription that ends does not wait for it.
+            if former.link.is_connected() {
+                let _ = former.link.flush(DRAIN).await;
+            }
             former.drain().await;
         }
         self.sources.push(source);

@@ -138,7 +138,8 @@ fn overview(types: &[MessageType]) -> String {
         text,
         "A request on `{}` with a JSON body of at most {} KiB; an empty body means `{{}}`. Unknown fields are refused. No \
         header is needed; with the header `{}` the command has an id and may be sent again safely: within 24 hours the \
-        same id from the same caller gets the first reply. The reply subject must be below `{}.`.\n\n\
+        same id from the same caller gets the first reply. The reply subject must be below `{}.`, and \
+        another one for each request, as every NATS client has it.\n\n\
          A *query* changes nothing. A *change* is answered when it is done or has failed. A *job* is answered with \
          its id once it is recorded; `job.show` and the job's events show its progress and outcome. On its *power* depends whether \
          it needs a signature ([security.md](../security.md#signed-commands)).\n\n\

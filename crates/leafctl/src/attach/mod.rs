@@ -205,11 +205,27 @@ impl Client {
     }
 
     async fn run(&mut self, leaf: &Leaf) -> Result<Ended, Error> {
+        // The standard library's would keep back a line that is not complete, such as a prompt.
+        let (mut stdout, mut stderr) = (unbuffered(&io::stdout())?, unbuffered(&io::stderr())?);
+        let ended = self.follow(leaf, &mut stdout, &mut stderr).await?;
+        // All that has arrived is printed before the end, whatever that is.
+        let [out, err] = &self.pending;
+        stdout.write_all(out).await?;
+        stdout.flush().await?;
+        stderr.write_all(err).await?;
+        stderr.flush().await?;
+        Ok(ended)
+    }
+
+    async fn follow(
+        &mut self,
+        leaf: &Leaf,
+        stdout: &mut tokio::fs::File,
+        stderr: &mut tokio::fs::File,
+    ) -> Result<Ended, Error> {
         let mut next = Next::Attach;
         let mut stdin = tokio::io::stdin();
         let mut typed = vec![0; 16 * 1024];
-        // The standard library's would keep back a line that is not complete, such as a prompt.
-        let (mut stdout, mut stderr) = (unbuffered(&io::stdout())?, unbuffered(&io::stderr())?);
         loop {
             match next {
                 Next::Go => {}
@@ -217,18 +233,7 @@ impl Client {
                     Some(ended) => return Ok(ended),
                     None => self.again = false,
                 },
-                Next::End(ended) => {
-                    // All that has arrived is printed before the end.
-                    for (at, pending) in self.pending.iter().enumerate() {
-                        match at {
-                            0 => stdout.write_all(pending).await?,
-                            _ => stderr.write_all(pending).await?,
-                        }
-                    }
-                    stdout.flush().await?;
-                    stderr.flush().await?;
-                    return Ok(ended);
-                }
+                Next::End(ended) => return Ok(ended),
                 Next::Gone => {
                     if let Some(job) = self.look(leaf).await?.filter(|job| job.phase.is_final()) {
                         return Ok(Ended::Job(Box::new(job)));
@@ -239,7 +244,7 @@ impl Client {
                 }
             }
             self.send();
-            let event = self.event(&mut stdin, &mut typed, &mut stdout, &mut stderr).await;
+            let event = self.event(&mut stdin, &mut typed, stdout, stderr).await;
             next = self.handle(event)?;
         }
     }
