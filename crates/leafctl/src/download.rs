@@ -57,8 +57,22 @@ pub(crate) struct Got {
     pub(crate) bytes: u64,
 }
 
-/// Brings these paths, with all that they refer to, into this machine's store.
-pub(crate) async fn closure(leaf: &Leaf, adding: Adding<'_>, paths: &[StorePath]) -> Result<Got, Error> {
+/// Which paths are brought.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// Those that are named, with all that they refer to.
+    Closure,
+    /// Those that are named alone: what else a leaf says that they refer to, this machine's store must have.
+    Named,
+}
+
+/// Brings these paths into this machine's store.
+pub(crate) async fn bring(
+    leaf: &Leaf,
+    adding: Adding<'_>,
+    paths: &[StorePath],
+    scope: Scope,
+) -> Result<Got, Error> {
     let mut listed = Vec::new();
     for paths in paths.chunks(MOST_PATHS) {
         let request = GetPaths {
@@ -67,6 +81,9 @@ pub(crate) async fn closure(leaf: &Leaf, adding: Adding<'_>, paths: &[StorePath]
         };
         let stored = patiently(async || leaf.call_slow(&request).await).await?;
         listed.extend(stored.paths);
+    }
+    if scope == Scope::Named {
+        listed.retain(|sent| paths.contains(&sent.path));
     }
     let names: Vec<StorePath> = listed.iter().map(|sent| sent.path.clone()).collect();
     let lacks = adding.nix.lacking(&names).await?;
@@ -80,7 +97,7 @@ pub(crate) async fn closure(leaf: &Leaf, adding: Adding<'_>, paths: &[StorePath]
 }
 
 /// Brings these paths into this machine's store, which must have what they refer to, or get it before.
-pub(crate) async fn get(leaf: &Leaf, adding: Adding<'_>, wanted: Vec<SentPath>) -> Result<Got, Error> {
+async fn get(leaf: &Leaf, adding: Adding<'_>, wanted: Vec<SentPath>) -> Result<Got, Error> {
     let mut got = Got::default();
     if wanted.is_empty() {
         return Ok(got);

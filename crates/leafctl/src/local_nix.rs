@@ -158,6 +158,20 @@ impl LocalNix {
         Ok(all)
     }
 
+    /// Returns the outputs of a derivation of the store.
+    pub(crate) async fn outputs(&self, derivation: &StorePath) -> Result<BTreeSet<StorePath>, Error> {
+        let mut command = self.command("nix-store");
+        command
+            .args(["--query", "--outputs"])
+            .args(self.arguments())
+            .arg(derivation.as_str());
+        let said = run("nix-store", command).await?;
+        let paths = said.lines().map(|line| StorePath::new(line.trim()));
+        paths
+            .collect::<Result<_, _>>()
+            .map_err(|error| Error::Refused(format!("nix-store names the outputs of {derivation}: {error}")))
+    }
+
     /// Starts the program that prints the NAR of a path.
     pub(crate) fn dump(&self, path: &StorePath) -> std::io::Result<Child> {
         let mut command = self.command("nix");

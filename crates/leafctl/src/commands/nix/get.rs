@@ -2,7 +2,7 @@ use clap::Args;
 use leaf_core::id::StorePath;
 use serde::Serialize;
 
-use crate::download::{self, Adding};
+use crate::download::{self, Adding, Scope};
 use crate::error::Error;
 use crate::leaf::Leaf;
 use crate::local_nix::LocalNix;
@@ -77,7 +77,7 @@ impl Unsigned {
             wrap: None,
             within: &std::env::temp_dir(),
         };
-        let got = Box::pin(download::closure(leaf, adding, paths)).await;
+        let got = Box::pin(download::bring(leaf, adding, paths, Scope::Closure)).await;
         got.map_err(|error| match error {
             Error::Refused(why) if why.contains("lacks a") && why.contains("signature") => {
                 Error::Refused(format!(

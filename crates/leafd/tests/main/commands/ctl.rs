@@ -138,6 +138,7 @@ pub(crate) fn trials(host: &Host) -> Vec<Trial> {
         host.trial("leafctl: what a leaf has built is brought to this machine with all that it needs, if it is signed or that is waived, and linked", &[Need::Nix], getting::closures),
         host.trial("transfers: a download is read at any offset, by its caller alone, until its end, and begun again after a restart", &[Need::Nix], getting::reads),
         host.trial("transfers: a large path is got in bounded memory", &[Need::Nix], getting::bounded),
+        host.trial("transfers: a path is got through a hub whose link is cut, and with the signature that the leaf wants", &[Need::Nix, Need::HubAgent], getting::through_a_hub),
         host.trial("transfers: what is damaged in a leaf's store is found where it is added, and is not there then", &[Need::Nix], getting::damaged),
         host.trial("leafctl: a disk of this machine that is too small for what is got is named, and nothing is left there", &[Need::Root, Need::Nix], getting::full_disk),
         host.trial("leafctl: a stock Nix builds on leaves by the build hook, with features and several outputs, and has the outputs and the log", &[Need::Nix], hooking::builds_of_nix),

@@ -28,7 +28,7 @@ use super::known::{Known, KnownLeaf, builders};
 use super::protocol::Try;
 use super::told::{self, BuilderLog};
 use super::{locks, watch_arguments};
-use crate::download::{self, Adding};
+use crate::download::{self, Adding, Scope};
 use crate::error::Error;
 use crate::global::Global;
 use crate::leaf::Leaf;
@@ -303,7 +303,9 @@ impl Remote<'_> {
     async fn outcome(&self, leaf: &Leaf, job: Job, work: &Path) -> Result<Attempt, Error> {
         let id = job.id;
         if let (JobPhase::Succeeded, Some(JobResult::Build(result))) = (job.phase, &job.result) {
-            let outputs = self.wanted_paths(&result.outputs)?;
+            let known = self.nix.outputs(&self.derivation).await?;
+            let outputs = wanted_paths(&self.wanted, &result.outputs, &known)
+                .map_err(|why| Error::Refused(format!("leaf {} {why}", leaf.name)))?;
             return match self.bring(leaf, &outputs, work).await {
                 Ok(()) => Ok(Attempt::Ended(Ended::Built)),
                 Err(error @ Error::Refused(_)) => Ok(Attempt::Ended(Ended::Failed(format!(
@@ -328,18 +330,6 @@ impl Remote<'_> {
             (JobPhase::Cancelled, _) => Attempt::Ended(Ended::Failed(text)),
             _ => Attempt::Next(why.to_owned()),
         })
-    }
-
-    fn wanted_paths(&self, outputs: &BTreeMap<String, StorePath>) -> Result<Vec<StorePath>, Error> {
-        let absent = self.wanted.iter().find(|name| !outputs.contains_key(*name));
-        if let Some(name) = absent {
-            return Err(Error::Refused(format!("the leaf has built no output {name}")));
-        }
-        let wanted = outputs
-            .iter()
-            .filter(|(name, _)| self.wanted.is_empty() || self.wanted.contains(*name));
-        let paths: BTreeSet<StorePath> = wanted.map(|(_, path)| path.clone()).collect();
-        Ok(paths.into_iter().collect())
     }
 
     /// Adds outputs to the store, whose locks Nix holds.
@@ -368,7 +358,27 @@ impl Remote<'_> {
             wrap: wrap.as_deref(),
             within: work,
         };
-        Box::pin(download::closure(leaf, adding, outputs)).await.map(drop)
+        let brought = Box::pin(download::bring(leaf, adding, outputs, Scope::Named));
+        brought.await.map(drop)
+    }
+}
+
+/// Returns the paths of the wanted outputs that a leaf has built. It is not believed which they are.
+fn wanted_paths(
+    wanted: &BTreeSet<String>,
+    built: &BTreeMap<String, StorePath>,
+    known: &BTreeSet<StorePath>,
+) -> Result<Vec<StorePath>, String> {
+    if let Some(name) = wanted.iter().find(|name| !built.contains_key(*name)) {
+        return Err(format!("has built no output {name}"));
+    }
+    let of_wanted = built
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.contains(*name));
+    let paths: BTreeSet<StorePath> = of_wanted.map(|(_, path)| path.clone()).collect();
+    match paths.iter().find(|path| !known.contains(*path)) {
+        Some(other) => Err(format!("names {other}, which is no output of the derivation")),
+        None => Ok(paths.into_iter().collect()),
     }
 }
 
@@ -489,6 +499,24 @@ mod tests {
         let names: Vec<&str> = taken.iter().map(|sent| sent.path.as_str()).collect();
         assert_eq!(names, [path("lib").as_str(), path("tool").as_str()]);
         assert!(taken.iter().all(|sent| sent.deriver.is_none()));
+    }
+
+    #[test]
+    fn a_leaf_is_not_believed_which_paths_are_the_outputs() {
+        let names =
+            |names: &[&str]| -> BTreeSet<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+        let known: BTreeSet<StorePath> = [path("a"), path("a-doc")].into();
+        let built: BTreeMap<String, StorePath> =
+            [("out".to_owned(), path("a")), ("doc".to_owned(), path("a-doc"))].into();
+        assert_eq!(
+            wanted_paths(&names(&["out"]), &built, &known),
+            Ok(vec![path("a")])
+        );
+        let absent = wanted_paths(&names(&["out", "dev"]), &built, &known).expect_err("absent");
+        assert!(absent.contains("no output dev"), "{absent}");
+        let other: BTreeMap<String, StorePath> = [("out".to_owned(), path("bash"))].into();
+        let refused = wanted_paths(&names(&["out"]), &other, &known).expect_err("another path");
+        assert!(refused.contains("no output of the derivation"), "{refused}");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Store paths of a leaf that are brought to this machine: `leafctl nix get`, `nix build --get`, and what is below.
 
 use std::path::Path;
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
 use leaf_bus::client::{CallError, CallOptions, Client};
@@ -13,8 +14,9 @@ use serde_json::Value;
 use tokio::process::Command;
 
 use super::sending::{NIX_CONFIG, Site, WITHIN, client_of, nar, peak, refused};
+use super::signing::{Person, requiring};
 use super::{ended, run, text};
-use crate::support::Setup;
+use crate::support::{HubSite, Setup, until};
 
 /// Two derivations, of which the second refers to the first.
 fn write_expression(site: &Site, name: &str) -> anyhow::Result<String> {
@@ -275,6 +277,66 @@ pub(super) async fn bounded() -> anyhow::Result<()> {
     // It would be 204,800 with all of it.
     ensure!(more < 40_000, "leafd took {more} KiB more for a download");
     ensure!(std::fs::metadata(site.persons(path.as_str()))?.len() == 200 << 20);
+    Ok(())
+}
+
+pub(super) async fn through_a_hub() -> anyhow::Result<()> {
+    let mut hub = HubSite::start().await?;
+    hub.start_agent()?;
+    let wire = hub.wire().await?;
+    let person = Person::with_keys(&["ann"]).await?;
+    let allowed = person.allow_as("ann", "allowed", &["ann"])?;
+    let setup = requiring(hub.setup(&wire), &allowed, &["builds"]);
+    let site = Site {
+        context: hub.context()?,
+        ..Site::with(setup).await?
+    };
+    let path = site.add("through-a-hub", &vec![7; 24 << 20])?;
+    let leaf = site.leaf.name.to_string();
+    let is_heard = async || {
+        let shown = site.ctl(&["leaf", "show", &leaf, "--timeout", "1s"]).await?;
+        anyhow::Ok(shown.status.success())
+    };
+    until("the hub hears the leaf", async || {
+        Ok(is_heard().await?.then_some(()))
+    })
+    .await?;
+    let get = ["--leaf", &leaf, "nix", "get", path.as_str()];
+    let mut unsigned = site.person("", &get);
+    unsigned
+        .env_remove("LEAFCTL_SIGN_WITH")
+        .env_remove("SSH_AUTH_SOCK")
+        .env("HOME", "/nonexistent");
+    ended(&run(unsigned).await?, 6, "none of them is at hand")?;
+    let spool = site.place.path().join("spool");
+    std::fs::create_dir(&spool)?;
+    let arrived = || -> u64 {
+        let works = std::fs::read_dir(&spool).into_iter().flatten().flatten();
+        let nars = works.filter_map(|work| work.path().join("0.nar").metadata().ok());
+        nars.map(|nar| nar.len()).sum()
+    };
+    let key = person.path("ann").display().to_string();
+    let mut signed = site.person("", &[&get[..], &["--sign-with", &key]].concat());
+    let going_on = signed
+        .env("TMPDIR", &spool)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    until("a part has arrived", async || {
+        Ok((arrived() > 1 << 20).then_some(()))
+    })
+    .await?;
+    wire.cut();
+    until("the hub does not hear the leaf", async || {
+        Ok((!is_heard().await?).then_some(()))
+    })
+    .await?;
+    ensure!(arrived() < 24 << 20, "all had arrived");
+    wire.mend();
+    let output = tokio::time::timeout(Duration::from_secs(120), going_on.wait_with_output()).await??;
+    ended(&output, 0, "getting")?;
+    ensure!(std::fs::metadata(site.persons(path.as_str()))?.len() == 24 << 20);
+    ensure!(arrived() == 0, "what was on its way is still there");
     Ok(())
 }
 

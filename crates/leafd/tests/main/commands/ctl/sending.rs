@@ -25,7 +25,7 @@ pub(super) const WITHIN: Duration = Duration::from_secs(20);
 pub(super) struct Site {
     pub(super) leaf: TestLeaf,
     /// The context with which the person connects.
-    context: PathBuf,
+    pub(super) context: PathBuf,
     pub(super) place: tempfile::TempDir,
 }
 
