@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tempfile::TempDir;
 
+use super::builds::nix;
 use super::numbers::{Row, median};
 use super::programs::Programs;
 use super::timing::timed;
 use crate::build_shell::BUILD_SHELL;
+use crate::command::output;
 use crate::leaf::Leaf;
 
 /// The number of builds.
@@ -101,14 +103,17 @@ impl Fleet {
 
     /// Builds all of them, some at once, and returns the time in seconds.
     fn build(&self, programs: &Programs, turns: usize, unique: &str) -> Result<f64> {
-        let files: Vec<_> = (0..BUILDS)
+        // As derivations, since a file of this machine's is no installable of another.
+        let installables: Vec<_> = (0..BUILDS)
             .map(|number| {
                 let file = self.directory.path().join(format!("build-{unique}-{number}.nix"));
                 let build = BUILD
                     .replace("UNIQUE", &format!("{unique}-{number}"))
                     .replace("TURNS", &turns.to_string());
                 write(&file, &format!("({build}) {BUILD_SHELL}"))?;
-                Ok(file)
+                let mut eval = nix(programs, "eval");
+                eval.args(["--raw", "drvPath", "--file"]).arg(file);
+                Ok(format!("{}^*", output(&mut eval)?.trim()))
             })
             .collect::<Result<_>>()?;
         let (next, began) = (AtomicUsize::new(0), Instant::now());
@@ -116,13 +121,14 @@ impl Fleet {
             let clients: Vec<_> = (0..CLIENTS)
                 .map(|_| {
                     scope.spawn(|| -> Result<()> {
-                        while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        while let Some(installable) = installables.get(next.fetch_add(1, Ordering::Relaxed)) {
                             let mut leafctl = Command::new(programs.tree.join("bin/leafctl"));
-                            leafctl
-                                .arg("--context")
-                                .arg(self.context())
-                                .args(["nix", "build", "--any", "--file"])
-                                .arg(file);
+                            leafctl.arg("--context").arg(self.context()).args([
+                                "nix",
+                                "build",
+                                "--any",
+                                installable,
+                            ]);
                             timed(&mut leafctl)?;
                         }
                         Ok(())
