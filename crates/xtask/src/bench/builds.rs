@@ -119,7 +119,7 @@ fn tiny(programs: &Programs, leaf: &Measured, rounds: usize) -> Result<Row> {
     .target(Target::AtMost(1.05)))
 }
 
-pub(super) fn nix(programs: &Programs, verb: &str) -> Command {
+fn nix(programs: &Programs, verb: &str) -> Command {
     let mut nix = Command::new(&programs.nix);
     nix.args([verb, "--extra-experimental-features", "nix-command flakes"]);
     // Where the group of build users is missing, root itself builds, as leafd has it.

@@ -1,5 +1,6 @@
 //! A hundred builds on any leaf: two leaves compared with one.
 
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,12 +10,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use tempfile::TempDir;
 
-use super::builds::nix;
 use super::numbers::{Row, median};
 use super::programs::Programs;
 use super::timing::timed;
-use crate::build_shell::BUILD_SHELL;
-use crate::command::output;
+use crate::command::run;
 use crate::leaf::Leaf;
 
 /// The number of builds.
@@ -27,15 +26,8 @@ const ROUNDS: usize = 2;
 const TURNS: usize = 500_000;
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
-/// A build that computes for so many turns of a loop.
-const BUILD: &str = r#"shell: derivation {
-  name = "cim-leaf-bench-UNIQUE";
-  system = builtins.currentSystem;
-  inherit (shell) builder;
-  args = shell.args ++ [ "i=0; while [ $i -lt TURNS ]; do i=$((i+1)); done; echo built > $out" ];
-  allowSubstitutes = false;
-}
-"#;
+/// The static shell that builds, where this machine has one.
+const BUSYBOX: &str = "/usr/bin/busybox";
 
 /// Leaves at one server, each of which builds one at a time. Only this machine reaches the server, and whoever does commands them.
 pub(super) struct Fleet {
@@ -103,19 +95,10 @@ impl Fleet {
 
     /// Builds all of them, some at once, and returns the time in seconds.
     fn build(&self, programs: &Programs, turns: usize, unique: &str) -> Result<f64> {
-        // As derivations, since a file of this machine's is no installable of another.
+        let url = serve(&self.directory.path().join(unique), turns, unique)?;
         let installables: Vec<_> = (0..BUILDS)
-            .map(|number| {
-                let file = self.directory.path().join(format!("build-{unique}-{number}.nix"));
-                let build = BUILD
-                    .replace("UNIQUE", &format!("{unique}-{number}"))
-                    .replace("TURNS", &turns.to_string());
-                write(&file, &format!("({build}) {BUILD_SHELL}"))?;
-                let mut eval = nix(programs, "eval");
-                eval.args(["--raw", "drvPath", "--file"]).arg(file);
-                Ok(format!("{}^*", output(&mut eval)?.trim()))
-            })
-            .collect::<Result<_>>()?;
+            .map(|number| format!("{url}#build-{number}"))
+            .collect();
         let (next, began) = (AtomicUsize::new(0), Instant::now());
         std::thread::scope(|scope| {
             let clients: Vec<_> = (0..CLIENTS)
@@ -182,12 +165,63 @@ pub(super) fn measure(programs: &Programs, rounds: usize) -> Result<Vec<Row>> {
     ])
 }
 
+/// Serves a flake over HTTP, which any leaf can fetch, until this process ends, and returns its URL. Each of its packages computes for so
+/// many turns of a loop.
+fn serve(directory: &Path, turns: usize, unique: &str) -> Result<String> {
+    let flake = directory.join("flake");
+    std::fs::create_dir_all(&flake).with_context(|| format!("can't make {}", flake.display()))?;
+    let shell = if Path::new(BUSYBOX).exists() {
+        std::fs::copy(BUSYBOX, flake.join("busybox")).context("can't copy busybox")?;
+        r#"builder = "${self}/busybox"; args = [ "sh" "-c" script ];"#
+    } else {
+        r#"builder = "/bin/sh"; args = [ "-c" script ];"#
+    };
+    let system = format!("{}-linux", std::env::consts::ARCH);
+    let build = |number: usize| {
+        format!(
+            r#"build-{number} = derivation {{ name = "cim-leaf-bench-{unique}-{number}"; inherit system; {shell} allowSubstitutes = false; }};"#
+        )
+    };
+    let builds: String = (0..BUILDS).map(build).collect();
+    write(
+        &flake.join("flake.nix"),
+        &format!(
+            r#"{{ outputs = {{ self }}: let system = "{system}"; script = "i=0; while [ $i -lt {turns} ]; do i=$((i+1)); done; echo built > $out"; in {{ packages.{system} = {{ {builds} }}; }}; }}"#
+        ),
+    )?;
+    let archive = directory.join("flake.tar.gz");
+    run(Command::new("tar")
+        .args(["--create", "--gzip", "--file"])
+        .arg(&archive)
+        .arg("--directory")
+        .arg(directory)
+        .arg("flake"))?;
+    let body = std::fs::read(&archive).with_context(|| format!("can't read {}", archive.display()))?;
+    let listener = TcpListener::bind("127.0.0.1:0").context("no port is free")?;
+    let url = format!("http://{}/flake.tar.gz", listener.local_addr()?);
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(mut stream) = stream else { break };
+            let mut request = [0; 4096];
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                body.len()
+            );
+            // A client that went away needs no answer.
+            let _ = stream
+                .read(&mut request)
+                .and_then(|_| stream.write_all(head.as_bytes()))
+                .and_then(|()| stream.write_all(&body));
+        }
+    });
+    Ok(url)
+}
+
 /// Returns how many turns of the loop take a second.
 fn turns_of_a_second() -> Result<usize> {
     let script = format!("i=0; while [ $i -lt {TURNS} ]; do i=$((i+1)); done");
-    let shell = Path::new("/usr/bin/busybox");
-    let mut command = if shell.exists() {
-        let mut busybox = Command::new(shell);
+    let mut command = if Path::new(BUSYBOX).exists() {
+        let mut busybox = Command::new(BUSYBOX);
         busybox.arg("sh");
         busybox
     } else {
