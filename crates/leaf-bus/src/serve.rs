@@ -125,7 +125,7 @@ pub struct Server {
     last_source: usize,
     /// The number of the next source.
     next_source: Connection,
-    /// What arrives over a fresh connection and the former one.
+    /// Tells apart the copies of a command that arrives over a fresh connection and the former one.
     overlap: Overlap,
     discovery: SelectAll<Subscriber>,
     stats: Arc<Stats>,

@@ -82,7 +82,7 @@ commands! {
         kind: Job, about: Leaf, needs: Nix, disk: Takes, power: Builds,
         if_generation: Ignored, success: Answered, while_stuck: Refused,
     } {
-        /// What signed statements say about store paths. Whoever asks has checked their signatures; at most 1024.
+        /// The NAR hashes of store paths by signed statements, at most 1024. The caller has checked the signatures.
         #[serde(default, skip_serializing_if = "Vec::is_empty")]
         stated: Vec<Stated>,
         /// Whether the contents of each store path are hashed, which reads all of the system from the disk.

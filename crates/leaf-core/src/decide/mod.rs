@@ -177,7 +177,7 @@ pub enum Question {
     Generations,
     /// The store paths that the leaf lacks, of those that this caller means to send. They have been checked.
     Lacking(Caller, Vec<SentPath>),
-    /// What the leaf's store has of paths that this caller means to get.
+    /// The sizes, hashes and references of the store paths that this caller asks for.
     Stored {
         /// The caller.
         caller: Caller,

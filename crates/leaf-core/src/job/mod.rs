@@ -243,7 +243,7 @@ pub enum JobResult {
     Diff(DiffResult),
     /// The end of a program.
     Run(RunResult),
-    /// What is known of the running system.
+    /// The report on the running system.
     Verify(VerifyResult),
 }
 

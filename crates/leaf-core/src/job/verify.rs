@@ -17,7 +17,7 @@ const SHA256_LENGTH: usize = 64;
 /// The task of verifying the running system.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VerifyTask {
-    /// What signed statements say about store paths, by whose key whoever asks has checked them: at most 1024.
+    /// The NAR hashes of store paths by signed statements, at most 1024. The caller has checked the signatures.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub stated: Vec<Stated>,
     /// Whether the contents of each store path are hashed.
@@ -27,7 +27,7 @@ pub struct VerifyTask {
     pub timeout_seconds: u32,
 }
 
-/// What a statement says about a store path.
+/// The NAR hash of a store path by a signed statement.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stated {
     /// The store path.
@@ -36,7 +36,7 @@ pub struct Stated {
     pub nar_sha256: String,
 }
 
-/// What is known of the running system.
+/// The report on the running system: the origins of its store paths, and the files of `/etc` that differ.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VerifyResult {
     /// The system that runs.
@@ -76,11 +76,11 @@ pub struct VerifyResult {
 pub struct ListedPath {
     /// The store path.
     pub path: StorePath,
-    /// What is to be said.
+    /// The finding.
     pub what: PathFinding,
 }
 
-/// What is to be said about a store path.
+/// A finding about a store path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum PathFinding {
@@ -108,7 +108,7 @@ pub struct EtcReport {
     /// The number of differences that nothing explains, also of those that are not listed.
     #[serde(default)]
     pub unexplained: u64,
-    /// What differs, the unexplained first, then by name; at most 256.
+    /// The files that differ, those without an explanation first, then by name; at most 256.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<EtcDifference>,
     /// The number of further ones.

@@ -406,15 +406,15 @@ fn derivation_name(derivation: &StorePath) -> String {
 
 /// Returns the paths that a leaf may take: content-addressed or signed ones, all of whose references it gets or has been sent.
 fn acceptable(paths: Vec<SentPath>, sent: &BTreeSet<&StorePath>) -> Vec<SentPath> {
-    let mut taken: BTreeSet<StorePath> = BTreeSet::new();
+    let mut accepted: BTreeSet<StorePath> = BTreeSet::new();
     let mut acceptable = Vec::new();
     for mut path in paths {
         let is_provable = path.content_address.is_some() || !path.signatures.is_empty();
         let is_whole = path.references.iter().all(|reference| {
-            *reference == path.path || taken.contains(reference) || sent.contains(reference)
+            *reference == path.path || accepted.contains(reference) || sent.contains(reference)
         });
         if is_provable && is_whole {
-            taken.insert(path.path.clone());
+            accepted.insert(path.path.clone());
             // An older leafd refuses it.
             path.deriver = None;
             acceptable.push(path);
@@ -495,10 +495,10 @@ mod tests {
             sent("tool", &["lib", "source", "tool"], 1),
             sent("on-top", &["built-here"], 1),
         ];
-        let taken = acceptable(paths, &[&source].into());
-        let names: Vec<&str> = taken.iter().map(|sent| sent.path.as_str()).collect();
+        let accepted = acceptable(paths, &[&source].into());
+        let names: Vec<&str> = accepted.iter().map(|sent| sent.path.as_str()).collect();
         assert_eq!(names, [path("lib").as_str(), path("tool").as_str()]);
-        assert!(taken.iter().all(|sent| sent.deriver.is_none()));
+        assert!(accepted.iter().all(|sent| sent.deriver.is_none()));
     }
 
     #[test]
